@@ -1,0 +1,335 @@
+"""From YAML to a module, a data module and a trainer: the Lightning CLI behind every command."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from jsonargparse import ArgumentError, Namespace
+from lightning import LightningDataModule, Trainer
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+# Short names in YAML resolve for classes that are imported, hence these.
+import clipkit.callbacks
+import clipkit.optim
+import clipkit.tracking
+from clipkit import checkpoint as checkpoints
+from clipkit import recipes
+from clipkit.callbacks.console import Console
+from clipkit.callbacks.interruption import SaveOnInterrupt
+from clipkit.callbacks.monitors import CheckMonitors
+from clipkit.data import PairDataModule
+from clipkit.errors import UserError
+from clipkit.module import CLIPModule
+from clipkit.tracking import Journal, RunFolder
+
+VERBS = ("fit", "validate", "test")
+EXAMPLES = {
+    "fit": "clipkit fit -c base -c pairs --data.dataset ~/my_pictures",
+    "validate": "clipkit validate --ckpt_path runs/pairs/pairs/checkpoints/last.ckpt",
+    "test": "clipkit test --ckpt_path runs/pairs/pairs/checkpoints/last.ckpt",
+}
+CONFIG_OPTIONS = ("-c", "--config")
+
+
+class ClipkitCLI(LightningCLI):
+    """Lightning's command line with recipes by name, checkpoints that suffice, and run folders."""
+
+    def __init__(
+        self, words: Sequence[str], *, trust: Sequence[str] = (), run: bool = True
+    ) -> None:
+        self.trust = trust
+        self.restored: checkpoints.Restored | None = None
+        quiet = {"exit_on_error": False}
+        verbs = {
+            verb: {**quiet, "description": f"example: {example}"}
+            for verb, example in EXAMPLES.items()
+        }
+        super().__init__(
+            CLIPModule,
+            PairDataModule,
+            subclass_mode_data=True,
+            save_config_callback=None,
+            auto_configure_optimizers=False,
+            # The module's arguments live in its own record, not in hyper_parameters.
+            load_from_checkpoint_support=False,
+            parser_kwargs={**quiet, **verbs},
+            args=list(words),
+            run=run,
+        )
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        commands = LightningCLI.subcommands()
+        return {verb: commands[verb] for verb in VERBS}
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument(
+            "--weights", type=str | None, default=None, help="Start a new run from a checkpoint's weights."
+        )
+        parser.add_argument(
+            "--experiment", type=str | None, default=None, help="Name of the experiment. Left out: the recipe's."
+        )
+        parser.add_argument(
+            "--run_name", type=str | None, default=None, help="Name of the run. Left out: what differs."
+        )
+
+    # --- Words to configuration --------------------------------------------------------------
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        verb, words = ([args[0]], list(args[1:])) if args and args[0] in VERBS else ([], list(args))
+        words = [*_with_recipes(words)]
+        experiment, run_name = names_of_run(words)
+        if _typed(words, "--data.batch_size", "--data.init_args.batch_size"):
+            words.append("--data.shrink_batch=false")
+        with tempfile.TemporaryDirectory(prefix="clipkit-") as folder:
+            ckpt_path = _value(words, "--ckpt_path")
+            if verb and ckpt_path and not any(_is_config(word) for word in words):
+                words = [*self._from_checkpoint(verb[0], ckpt_path, Path(folder)), *words]
+            elif verb and ckpt_path:
+                checkpoints.read(ckpt_path)
+            with _one_line_errors(words):
+                self.config = parser.parse_args([*verb, *words])
+        section = self.config[verb[0]] if verb else self.config
+        section["experiment"] = section.get("experiment") or experiment
+        section["run_name"] = section.get("run_name") or run_name
+        if verb and verb != ["fit"] and not _typed(words, "--trainer.logger"):
+            # Evaluating a checkpoint prints; it starts no run of its own.
+            section["trainer"]["logger"] = False
+        if self.restored is not None:
+            _take_carried(section, self.restored)
+        if section["trainer"].get("precision") is None:
+            section["trainer"]["precision"] = default_precision()
+
+    def _from_checkpoint(self, verb: str, ckpt_path: str, folder: Path) -> list[str]:
+        """Write the checkpoint's configuration to files and return the options that read them."""
+        self.restored = checkpoints.restore(ckpt_path, trust=self.trust)
+        configuration = {**self.restored.configuration}
+        trainer = {**configuration.pop("trainer")}
+        # Appended, since `base` brings the checkpoint callback when a fit is resumed.
+        trainer["callbacks+"] = trainer.pop("callbacks")
+        file = folder / "checkpoint.yaml"
+        file.write_text(yaml.safe_dump({**configuration, "trainer": trainer}), encoding="utf-8")
+        base = ["--config", str(recipes.find(recipes.BASE))] if verb == "fit" else []
+        return [*base, "--config", str(file)]
+
+    def _parse_ckpt_path(self) -> None:
+        """Nothing: what a checkpoint's configuration may say is decided above."""
+
+    # --- Configuration to objects ------------------------------------------------------------
+
+    def instantiate_classes(self) -> None:
+        with _one_line_errors([]):
+            super().instantiate_classes()
+        section = self._section()
+        self.model.configuration = self._record()
+        weights = section.get("weights")
+        if weights:
+            loaded = checkpoints.read(weights)
+            checkpoints.check_vocabulary(loaded.get(checkpoints.KEY, {}), self.model.tokenizer)
+            checkpoints.load_weights(self.model, loaded["state_dict"], weights)
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        section = self._section()
+        configuration = self._record()
+        interactive = sys.stdout.isatty()
+        config = self._get(self.config_init, "trainer", default={})
+        if config.get("enable_progress_bar") is None:
+            kwargs["enable_progress_bar"] = interactive
+        # Its table says less than the lines that clipkit prints.
+        if config.get("enable_model_summary") is None:
+            kwargs["enable_model_summary"] = False
+        trainer = super().instantiate_trainer(**kwargs)
+        added = [
+            RunFolder(
+                experiment=section["experiment"],
+                run_name=section["run_name"],
+                configuration=configuration,
+                config_yaml=yaml.safe_dump(configuration, sort_keys=False, allow_unicode=True),
+            ),
+            CheckMonitors(),
+            SaveOnInterrupt(),
+        ]
+        # Before the others, which use the folder; the table after them, when all is measured.
+        trainer.callbacks[:0] = added  # type: ignore[attr-defined]
+        trainer.callbacks.append(Console(plain=not interactive))  # type: ignore[attr-defined]
+        trainer.loggers = [*trainer.loggers, Journal()]
+        return trainer
+
+    def _section(self) -> Namespace:
+        return self.config[self.subcommand] if self.subcommand else self.config
+
+    def _record(self) -> dict[str, Any]:
+        """Return the configuration as plain values, without what is not part of an experiment."""
+        self._dump_config()
+        keys = ("seed_everything", "experiment", "run_name", "model", "data", "trainer", "weights")
+        record = {key: self.config_dump[key] for key in keys if key in self.config_dump}
+        return _without(record, "definition")
+
+
+def run(words: Sequence[str], *, trust: Sequence[str] = ()) -> int:
+    """Run one of Lightning's verbs from command-line words."""
+    try:
+        ClipkitCLI(words, trust=trust)
+    except SystemExit as stop:
+        # Lightning ends an interrupted fit with exit(1).
+        return 130 if stop.code == 1 else int(stop.code or 0)
+    except MisconfigurationException as error:
+        raise UserError(one_line(str(error))) from error
+    return 0
+
+
+def build_run(
+    configs: Sequence[str], overrides: Sequence[str] = ()
+) -> tuple[CLIPModule, LightningDataModule, Trainer]:
+    """Build what ``fit`` would run; see :func:`clipkit.build`."""
+    words = [word for config in configs for word in ("--config", str(config))]
+    cli = ClipkitCLI([*words, *(f"--{override}" for override in overrides)], run=False)
+    return cli.model, cli.datamodule, cli.trainer
+
+
+def load_model(path: str, *, trust: Sequence[str] = ()) -> CLIPModule:
+    """Rebuild a model from its checkpoint alone; see :func:`clipkit.load`."""
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+    restored = checkpoints.restore(path, trust=trust)
+    parser = LightningArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(CLIPModule, "model", sub_configs=True)
+    with _one_line_errors([]):
+        config = parser.parse_object({"model": restored.configuration["model"]})
+        _take_carried(config, restored)
+        module: CLIPModule = parser.instantiate_classes(config).model
+    module.configuration = restored.configuration
+    checkpoints.load_weights(module, restored.state_dict, path)
+    return module.eval()
+
+
+def default_precision() -> str:
+    """Return bf16-mixed where a GPU computes in it, float32 elsewhere."""
+    if torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False):
+        return "bf16-mixed"
+    return "32-true"
+
+
+def names_of_run(words: Sequence[str]) -> tuple[str, str]:
+    """Return the experiment and the run that a command names by what it says.
+
+    The experiment is the recipe; the run is named after what the command adds to it: overlays by
+    their file, options by their last key and value.
+    """
+    configs = [Path(value).with_suffix("") for value in _values(words, *CONFIG_OPTIONS)]
+    named = [config for config in configs if config.name != recipes.BASE]
+    experiment = named[0].name if named else "clipkit"
+    parts = [config.name for config in named[1:]]
+    for key, value in _options(words):
+        if key.startswith(("model.", "data.", "trainer.max", "seed")) and "dataset" not in key:
+            parts.append(f"{key.rpartition('.')[2]}={value.rpartition('.')[2] or value}")
+    name = re.sub(r"[^A-Za-z0-9_.=+-]+", "_", "-".join(parts))[:80].strip("-_.")
+    return experiment, name or experiment
+
+
+def one_line(message: str) -> str:
+    """Return the message without line breaks, repeated blanks and Python's own decorations."""
+    return re.sub(r"\s+", " ", message).strip()
+
+
+def _with_recipes(words: Sequence[str]) -> Iterator[str]:
+    """Yield the words with every ``-c NAME`` turned into the file it means."""
+    expected = False
+    for word in words:
+        option, separator, value = word.partition("=")
+        if expected:
+            yield str(recipes.find(word))
+        elif separator and option in CONFIG_OPTIONS:
+            yield f"--config={recipes.find(value)}"
+        else:
+            yield word
+        expected = word in CONFIG_OPTIONS
+
+
+def _is_config(word: str) -> bool:
+    return word.partition("=")[0] in CONFIG_OPTIONS
+
+
+def _typed(words: Sequence[str], *keys: str) -> bool:
+    return any(word == key or word.startswith((f"{key}=", f"{key}.")) for word in words for key in keys)
+
+
+def _options(words: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Yield (key, value) of every ``--key value`` and ``--key=value``."""
+    for place, word in enumerate(words):
+        if not word.startswith("--"):
+            continue
+        key, separator, value = word[2:].partition("=")
+        following = words[place + 1] if place + 1 < len(words) else ""
+        yield key, value if separator else following
+
+
+def _values(words: Sequence[str], *options: str) -> list[str]:
+    found = []
+    for place, word in enumerate(words):
+        option, separator, value = word.partition("=")
+        if option in options:
+            found.append(value if separator else "".join(words[place + 1 : place + 2]))
+    return found
+
+
+def _value(words: Sequence[str], option: str) -> str | None:
+    found = _values(words, option)
+    return found[-1] if found else None
+
+
+def _take_carried(section: Namespace, restored: checkpoints.Restored) -> None:
+    """Put what the checkpoint carries in the place of what constructors would read from outside.
+
+    Only where the part is still the checkpoint's own: a part that the command line changed reads
+    its files as usual.
+    """
+    for part, arguments in restored.carried.items():
+        value = section["model"].get(part)
+        then = restored.configuration["model"].get(part)
+        if not isinstance(value, Namespace) or _plain(value) != _plain(then):
+            continue
+        target = value["init_args"] if "init_args" in value else value
+        for name, argument in arguments.items():
+            target[name] = argument
+
+
+def _plain(value: Any) -> Any:
+    """Return a part's configuration with what says nothing left out, for comparison."""
+    if isinstance(value, Namespace):
+        value = value.as_dict()
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items() if v is not None and v != {}}
+    return value
+
+
+def _without(value: Any, name: str) -> Any:
+    if isinstance(value, dict):
+        return {k: _without(v, name) for k, v in value.items() if k != name}
+    if isinstance(value, list):
+        return [_without(item, name) for item in value]
+    return value
+
+
+@contextmanager
+def _one_line_errors(words: Sequence[str]) -> Iterator[None]:
+    """Turn what the parser raises into one sentence."""
+    try:
+        yield
+    except ArgumentError as error:
+        cause: BaseException | None = error
+        while cause is not None:
+            if isinstance(cause, UserError):
+                raise cause from error
+            cause = cause.__cause__ or cause.__context__
+        raise UserError(one_line(str(error))) from error

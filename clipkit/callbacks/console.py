@@ -1,0 +1,201 @@
+"""What the person sees: what runs, a table after each epoch, and where everything is at the end."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.utilities import rank_zero_only
+
+from clipkit.callbacks.zero_shot import ZeroShot
+from clipkit.module import CLIPModule
+from clipkit.tracking import MLflowLogger, run_folder
+
+SHOWN = {
+    "zeroshot": ("top1", "top5", "mean_class_top1"),
+    "retrieval": (
+        "text_to_image_r1", "text_to_image_r5", "text_to_image_r10",
+        "image_to_text_r1", "image_to_text_r5", "image_to_text_r10",
+    ),
+}  # fmt: skip
+SHORT = {
+    "text_to_image_r": "T→I R@",
+    "image_to_text_r": "I→T R@",
+    "mean_class_top1": "mean per class",
+    "top": "top-",
+}
+
+
+class Console(Callback):
+    """Prints, on rank zero, what belongs to the person and not to a file.
+
+    Args:
+        plain: lines instead of a progress bar, for logs and pipes.
+        every_n_seconds: at most one line of training progress in this time, when plain.
+    """
+
+    def __init__(self, *, plain: bool, every_n_seconds: float = 20.0) -> None:
+        self.plain = plain
+        self.every_n_seconds = every_n_seconds
+        self._began = 0.0
+        self._said = 0.0
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._began = self._said = time.monotonic()
+        assert isinstance(pl_module, CLIPModule)
+        for line in _beginning(trainer, pl_module):
+            _say(line)
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        for table in _tables(_latest(trainer)):
+            _say(f"before the first step\n{table}")
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_: object) -> None:
+        now = time.monotonic()
+        if not self.plain or now - self._said < self.every_n_seconds:
+            return
+        loss = trainer.callback_metrics.get("train/loss")
+        if loss is None:
+            return
+        self._said = now
+        total = trainer.num_training_batches
+        batch = trainer.fit_loop.batch_idx + 1
+        _say(f"{_epoch(trainer)}  batch {batch}/{total}  loss {float(loss):.3f}")
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.sanity_checking:
+            return
+        if trainer.state.fn != "fit":
+            _say(_exact(trainer))
+            return
+        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        minutes, seconds = divmod(round(time.monotonic() - self._began), 60)
+        parts = [f"{_epoch(trainer)}  {minutes}:{seconds:02d}"]
+        parts += [
+            f"{name} {metrics[name]:.3f}" for name in ("train/loss", "val/loss") if name in metrics
+        ]
+        _say("  ".join(parts))
+        for table in _tables(metrics):
+            _say(table)
+
+    def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        _say(_exact(trainer))
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        for table in _tables(_latest(trainer, when="end")):
+            _say(f"at the end\n{table}")
+        for line in _summary(trainer, time.monotonic() - self._began):
+            _say(line)
+
+
+def _beginning(trainer: L.Trainer, module: CLIPModule) -> Iterator[str]:
+    trained = sum(p.numel() for p in module.parameters() if p.requires_grad)
+    total = sum(p.numel() for p in module.parameters())
+    share = "" if trained == total else f", {trained / 1e6:.1f} M of them trained"
+    device = torch.cuda.get_device_name() if module.device.type == "cuda" else "CPU"
+    ranks = f", {trainer.world_size} ranks" if trainer.world_size > 1 else ""
+    folder = run_folder(trainer)
+    if folder is not None:
+        yield f"run: {os.path.relpath(folder)}"
+    yield (
+        f"model: {type(module.image_encoder).__name__} + {type(module.text_encoder).__name__}, "
+        f"{total / 1e6:.1f} M parameters{share}"
+    )
+    yield f"tokenizer: {module.tokenizer.name}, {module.tokenizer.vocab_size:,} ids"
+    yield f"precision: {trainer.precision} on {device}{ranks}"
+
+
+def _summary(trainer: L.Trainer, seconds: float) -> Iterator[str]:
+    folder = run_folder(trainer)
+    if folder is None:
+        return
+    checkpoint = _best_file(trainer)
+    where = [logger.where for logger in trainer.loggers if isinstance(logger, MLflowLogger)]
+    minutes, rest = divmod(round(seconds), 60)
+    yield f"\ndone in {minutes}:{rest:02d} after {trainer.global_step} steps"
+    yield f"  run         {os.path.relpath(folder)}"
+    if checkpoint:
+        yield f"  checkpoint  {os.path.relpath(checkpoint)}"
+    for line in where:
+        yield f"  compare     {line}"
+    if checkpoint:
+        yield f"  next        clipkit validate --ckpt_path {os.path.relpath(checkpoint)}"
+
+
+def _best_file(trainer: L.Trainer) -> str:
+    callback = trainer.checkpoint_callback
+    if not isinstance(callback, ModelCheckpoint):
+        return ""
+    return callback.best_model_path if callback.monitor else callback.last_model_path
+
+
+def _latest(trainer: L.Trainer, when: str = "epoch") -> dict[str, float]:
+    """Return what the zero-shot callbacks measured last at this time."""
+    found: dict[str, float] = {}
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, ZeroShot):
+            found |= callback.latest(when)
+    return found
+
+
+def _tables(metrics: dict[str, float]) -> Iterator[str]:
+    """Yield one table a kind of evaluation: a row a data set, values in per cent."""
+    for kind, measures in SHOWN.items():
+        sets = sorted({name.split("/")[1] for name in metrics if name.startswith(f"{kind}/")})
+        shown = [m for m in measures if any(f"{kind}/{s}/{m}" in metrics for s in sets)]
+        if not shown:
+            continue
+        header = [kind, *(_heading(measure) for measure in shown)]
+        rows = [
+            [name, *(_cell(metrics, f"{kind}/{name}/{measure}") for measure in shown)]
+            for name in sets
+        ]
+        yield _aligned([header, *rows])
+
+
+def _heading(measure: str) -> str:
+    for long, short in SHORT.items():
+        if measure.startswith(long):
+            return short + measure.removeprefix(long)
+    return measure
+
+
+def _cell(metrics: dict[str, float], name: str) -> str:
+    if name not in metrics:
+        return "-"
+    text = f"{100 * metrics[name]:.1f}"
+    low, high = metrics.get(f"{name}_low"), metrics.get(f"{name}_high")
+    # Half the width of the 95 % interval.
+    return text if low is None or high is None else f"{text} ±{50 * (high - low):.1f}"
+
+
+def _aligned(rows: list[list[str]]) -> str:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  "
+        + "  ".join(
+            [row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))]
+        )
+        for row in rows
+    )
+
+
+def _exact(trainer: L.Trainer) -> str:
+    """Return every metric with all its digits."""
+    metrics = {name: float(value) for name, value in sorted(trainer.callback_metrics.items())}
+    width = max(map(len, metrics), default=0)
+    return "\n".join(f"{name:{width}}  {value!r}" for name, value in metrics.items())
+
+
+def _epoch(trainer: L.Trainer) -> str:
+    total = f"/{trainer.max_epochs}" if (trainer.max_epochs or 0) > 0 else ""
+    return f"epoch {trainer.current_epoch + 1}{total}"
+
+
+@rank_zero_only
+def _say(text: str) -> None:
+    print(text, flush=True)

@@ -1,0 +1,51 @@
+"""Refuses, before training, a monitored metric that nothing produces or that was chosen on test."""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+
+import lightning as L
+from lightning.pytorch.callbacks import Callback
+
+from clipkit.callbacks.zero_shot import ZeroShot
+from clipkit.errors import UserError
+from clipkit.module import CLIPModule
+from clipkit.suite import EvalData
+
+
+class CheckMonitors(Callback):
+    """Looks at every callback with a ``monitor`` when fit begins."""
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        assert isinstance(pl_module, CLIPModule)
+        callbacks = trainer.callbacks  # type: ignore[attr-defined]
+        evaluated: dict[str, EvalData] = {}
+        for callback in callbacks:
+            if isinstance(callback, ZeroShot):
+                evaluated |= callback.metric_names()
+        known = {*evaluated, *pl_module.metric_names(), "train/loss"}
+        # A user's own callback may log whatever it likes: then nothing can be said here.
+        foreign = any(not type(c).__module__.startswith(("clipkit", "lightning")) for c in callbacks)
+        for callback in callbacks:
+            monitor = getattr(callback, "monitor", None)
+            if monitor is None:
+                continue
+            if monitor not in known and not foreign:
+                raise UserError(_unknown(type(callback).__name__, monitor, sorted(known)))
+            _refuse_test(type(callback).__name__, monitor, evaluated)
+
+
+def _unknown(callback: str, monitor: str, known: list[str]) -> str:
+    close = get_close_matches(monitor, known, n=1)
+    hint = f"did you mean {close[0]}? " if close else ""
+    return f"{callback}.monitor: nothing logs {monitor!r}; {hint}there are {', '.join(known)}"
+
+
+def _refuse_test(callback: str, monitor: str, evaluated: dict[str, EvalData]) -> None:
+    data = evaluated.get(monitor)
+    if data is not None and (data.when == "end" or data.split == "test"):
+        raise UserError(
+            f"{callback}.monitor: {monitor} is measured on split {data.split!r} "
+            f"(when: {data.when}); choose on validation, so that what is reported on test has "
+            "chosen nothing"
+        )

@@ -1,0 +1,147 @@
+"""The ``clipkit`` command: Lightning's verbs and ours, each imported only when it is called."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from difflib import get_close_matches
+
+from clipkit.errors import UserError
+
+HELP = """\
+usage: clipkit COMMAND [OPTIONS]
+
+  fit        train a model and evaluate it every epoch
+             clipkit fit -c base -c quickstart
+             clipkit fit -c base -c pairs --data.dataset ~/my_pictures
+  validate   evaluate a checkpoint, which is all it needs
+             clipkit validate --ckpt_path runs/quickstart/quickstart/checkpoints/last.ckpt
+  test       the same on the test split and the sets kept for the end
+  tokenizer  train a vocabulary on the captions of a data set
+             clipkit tokenizer ~/my_pictures --output vocabulary.json
+  recipes    list the recipes that -c finds by name
+
+Every command has --help. Everywhere: --debug shows the traceback of an error,
+--trust MODULE admits your own module to what a checkpoint may name.
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns 0 on success, 2 on a user's mistake."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    words, debug = _take_flag(words, "--debug")
+    try:
+        words, trust = _take_values(words, "--trust")
+        return _run(words, trust)
+    except UserError as error:
+        if debug:
+            raise
+        print(f"clipkit: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("clipkit: interrupted", file=sys.stderr)
+        return 130
+
+
+def _run(words: list[str], trust: list[str]) -> int:
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(HELP, end="")
+        return 0
+    if words[0] == "--version":
+        import clipkit
+
+        print(clipkit.__version__)
+        return 0
+    command = COMMANDS.get(words[0])
+    if command is None:
+        close = get_close_matches(words[0], COMMANDS, n=1)
+        hint = f"did you mean {close[0]}? " if close else ""
+        raise UserError(f"{words[0]}: no such command; {hint}there are {', '.join(COMMANDS)}")
+    # A user's own classes lie in the current folder; at the end, so that they shadow nothing.
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+    return command(words, trust)
+
+
+def _lightning(words: list[str], trust: list[str]) -> int:
+    from clipkit.building import run
+
+    return run(words, trust=trust)
+
+
+def _tokenizer(words: list[str], trust: list[str]) -> int:
+    import argparse
+
+    parser = argparse.ArgumentParser(
+        prog="clipkit tokenizer",
+        description="Train a vocabulary in CLIP's layout on the captions of a data set.",
+        epilog="example: clipkit tokenizer ~/my_pictures --vocab_size 8192 --output words.json; "
+        "then clipkit fit ... --model.tokenizer.path words.json",
+    )
+    parser.add_argument("dataset", help="anything that data.dataset takes")
+    parser.add_argument("--output", default="tokenizer.json", help="file to write")
+    parser.add_argument("--vocab_size", type=int, default=16_384, help="ids in all")
+    parser.add_argument("--caption_column", help="found by its name where left out")
+    parser.add_argument("--split", default="train")
+    options = parser.parse_args(words[1:])
+
+    from clipkit.data.vocabulary import train_vocabulary
+
+    print(
+        train_vocabulary(
+            options.dataset,
+            output=options.output,
+            vocab_size=options.vocab_size,
+            caption_column=options.caption_column,
+            split=options.split,
+        )
+    )
+    return 0
+
+
+def _recipes(words: list[str], trust: list[str]) -> int:
+    from clipkit import recipes
+
+    if len(words) > 1:
+        print("usage: clipkit recipes\n\nList the recipes that `clipkit fit -c NAME` finds.")
+        return 0 if words[1] in ("-h", "--help") else 2
+    names = recipes.names()
+    width = max(map(len, names))
+    for name in names:
+        print(f"{name:{width}}  {recipes.summary(recipes.find(name))}")
+    return 0
+
+
+def _take_flag(words: list[str], flag: str) -> tuple[list[str], bool]:
+    return [word for word in words if word != flag], flag in words
+
+
+def _take_values(words: list[str], option: str) -> tuple[list[str], list[str]]:
+    """Take ``option VALUE`` and ``option=VALUE`` out of the words."""
+    left, values = [], []
+    remaining = iter(words)
+    for word in remaining:
+        if word == option:
+            value = next(remaining, None)
+            if value is None:
+                raise UserError(f"{option}: needs the name of a module, as in {option} my_code")
+            values.append(value)
+        elif word.startswith(f"{option}="):
+            values.append(word.partition("=")[2])
+        else:
+            left.append(word)
+    return left, values
+
+
+COMMANDS: dict[str, Callable[[list[str], list[str]], int]] = {
+    "fit": _lightning,
+    "validate": _lightning,
+    "test": _lightning,
+    "tokenizer": _tokenizer,
+    "recipes": _recipes,
+}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,113 @@
+"""HuggingFacePairs: pairs from a hub id, or from a local folder or file as people keep them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from clipkit.data.images import Augmentation
+from clipkit.data.pairs import TRAIN, VALIDATION, CaptionPolicy, PairDataModule
+from clipkit.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from clipkit.data.layouts import Layout
+    from clipkit.data.rows import Rows
+
+
+class HuggingFacePairs(PairDataModule):
+    """Pairs from the Hugging Face hub or from a local folder or file.
+
+    Where there is no validation split, 5 % of the training pictures (at least 1, at most 1,000)
+    are held out by a hash of each picture's key.
+
+    Args:
+        dataset: a hub id, or a folder or file: a data set folder, parquet, pictures with metadata,
+            name.jpg beside name.txt, a sub-folder a class, csv or tsv, webdataset tar shards.
+        image_column: found by its name where left out.
+        caption_column: found by its name where left out.
+        caption_template: makes a caption of a class's name, where folders are classes.
+        train_split: the split to train on.
+        batch_size: pairs that the loss sees per step over all ranks together.
+        num_workers: loader processes a rank; results do not depend on it. Left out: none on a
+            machine without a GPU, else the cores a rank has, at most 8.
+        captions: which caption of a picture that has several: random (drawn anew each epoch),
+            first, longest, or all (a pair each).
+        augment: how training pictures are varied; true is CLIP's mild crop, false leaves them as
+            in evaluation.
+        shrink_batch: where the data cannot fill a batch, take half the data instead of an error.
+        image_size: pixels a side, where no trainer says it.
+        tokenizer: where no trainer says it.
+        seed: of order and augmentation; left out, the run's seed.
+    """
+
+    def __init__(
+        self,
+        dataset: str,
+        *,
+        image_column: str | None = None,
+        caption_column: str | None = None,
+        caption_template: str = "a photo of a {}.",
+        train_split: str = TRAIN,
+        batch_size: int = 256,
+        num_workers: int | None = None,
+        captions: CaptionPolicy = "random",
+        augment: Augmentation | bool = True,
+        shrink_batch: bool = False,
+        image_size: int | None = None,
+        tokenizer: Tokenizer | None = None,
+        seed: int | None = None,
+    ) -> None:
+        super().__init__(
+            batch_size=batch_size,
+            num_workers=num_workers,
+            captions=captions,
+            augment=augment,
+            shrink_batch=shrink_batch,
+            image_size=image_size,
+            tokenizer=tokenizer,
+            seed=seed,
+        )
+        self.dataset = dataset
+        self.image_column = image_column
+        self.caption_column = caption_column
+        self.caption_template = caption_template
+        self.train_split = train_split
+        self._layouts: dict[tuple[str | None, str | None], Layout] = {}
+
+    def load(self, split: str) -> Rows:
+        return self.evaluation_rows(split)
+
+    def evaluation_rows(
+        self, split: str, *, image_column: str | None = None, caption_column: str | None = None
+    ) -> Rows:
+        layout = self._layout(
+            image_column or self.image_column, caption_column or self.caption_column
+        )
+        if split == TRAIN:
+            split = self.train_split
+        if VALIDATION in layout.splits or split not in (self.train_split, VALIDATION):
+            return layout.split(split)
+        from clipkit.data.rows import hold_out
+
+        train, validation = hold_out(layout.split(self.train_split))
+        return validation if split == VALIDATION else train
+
+    def describe(self) -> str:
+        layout = self._layout(self.image_column, self.caption_column)
+        held_out = "" if VALIDATION in layout.splits else "; 5 % of the pictures are held out"
+        return f"data: {layout.describe()}{held_out}"
+
+    def fingerprint(self) -> str:
+        return self._layout(self.image_column, self.caption_column).fingerprint
+
+    def _layout(self, image_column: str | None, caption_column: str | None) -> Layout:
+        from clipkit.data.layouts import open_layout
+
+        columns = (image_column, caption_column)
+        if columns not in self._layouts:
+            self._layouts[columns] = open_layout(
+                self.dataset,
+                image_column=image_column,
+                caption_column=caption_column,
+                caption_template=self.caption_template,
+            )
+        return self._layouts[columns]

@@ -1,0 +1,204 @@
+"""Which column is the caption, which the picture, and what identifies a picture."""
+
+from __future__ import annotations
+
+import fnmatch
+import json
+import os
+import re
+import unicodedata
+from collections.abc import Sequence
+from hashlib import blake2b
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from clipkit.data.layouts.request import Request
+from clipkit.data.rows import Source, named
+
+# Searched in this order, whatever the case of the letters.
+CAPTION_COLUMNS = (
+    *("caption", "captions", "text", "texts", "txt", "title", "sentence", "sentences"),
+    *("description", "descriptions", "comment", "alt_text", "alttext", "alt", "prompt"),
+)
+# Names of a class rather than sentences: the template makes a caption of them.
+CLASS_COLUMNS = ("label", "class", "class_name", "classname", "category", "cls", "fine_label")
+IMAGE_COLUMNS = (
+    *("image", "images", "img", "picture", "photo", "jpg", "jpeg", "png", "webp"),
+    *("file_name", "filename", "file", "filepath", "file_path", "path"),
+    *("image_path", "img_path", "image_file", "image_name", "image_filename"),
+)
+KEY_COLUMNS = ("__key__", "key", "id", "image_id", "img_id", "filename", "file_name")
+
+
+def find(columns: Sequence[str], names: Sequence[str]) -> str | None:
+    """The first of the names that is a column, as the column spells it."""
+    spelled = {column.strip().lower(): column for column in reversed(columns)}
+    return next((spelled[name] for name in names if name in spelled), None)
+
+
+def choose_captions(request: Request, columns: Sequence[str]) -> list[str]:
+    """The columns that captions come from: one, several numbered ones, or none.
+
+    Raises:
+        UserError: the column named in YAML does not exist, or none is found and one is required.
+    """
+    wanted = request.caption_column
+    if wanted is not None:
+        # A pattern takes several: 'caption_*' where each of five captions has its own column.
+        chosen = [column for column in columns if fnmatch.fnmatchcase(column, wanted)]
+        if not chosen:
+            raise request.no_column("caption_column", list(columns))
+        return [wanted] if wanted in columns else chosen
+    if column := find(columns, CAPTION_COLUMNS):
+        return [column]
+    numbered = [column for column in columns if re.fullmatch(r"(?i)captions?[_-]?\d+", column)]
+    if numbered:
+        return numbered
+    if column := find(columns, CLASS_COLUMNS):
+        return [column]
+    if request.captions_required:
+        raise request.error(
+            f"no caption column was found; name it with {request.key('caption_column')}, one of:"
+            f" {', '.join(columns) or 'none'}"
+        )
+    return []
+
+
+def read_captions(request: Request, source: Source, columns: Sequence[str]) -> pa.Array:
+    """Captions of every row (N): strings, or lists of strings.
+
+    Raises:
+        UserError: a column that holds no text.
+    """
+    if not columns:
+        return pa.nulls(len(source), pa.string())
+    texts = [_texts(request, source, column) for column in columns]
+    if len(texts) == 1:
+        return texts[0]
+    together = zip(*(array.to_pylist() for array in texts), strict=True)
+    flat = [[t for c in cells for t in (c if isinstance(c, list) else [c])] for cells in together]
+    return pa.array(flat, pa.list_(pa.string()))
+
+
+def without_caption(captions: pa.Array) -> np.ndarray:
+    """Positions (K,) of the rows that have no caption, or none but blanks."""
+    if pa.types.is_list(captions.type) or pa.types.is_large_list(captions.type):
+        lists = captions.to_pylist()
+        empty = [not any(text and text.strip() for text in texts or []) for texts in lists]
+        return np.flatnonzero(np.array(empty, bool))
+    blank = pc.equal(pc.utf8_length(pc.utf8_trim_whitespace(captions)), 0)
+    return np.flatnonzero(pc.fill_null(blank, True).to_numpy(zero_copy_only=False))
+
+
+def class_words(name: str) -> str:
+    """A class's folder or label as words: underscores are spaces."""
+    return " ".join(name.replace("_", " ").split())
+
+
+def keys_of_paths(paths: Sequence[str]) -> pa.Array:
+    """A key for every path (N): the file's stem where stems tell the files apart, else its path.
+
+    Spelled in one Unicode form, as file systems differ in it.
+    """
+    paths = [readable(path) for path in paths]
+    stems = [stem(path) for path in paths]
+    return pa.array(stems if len(set(stems)) == len(set(paths)) else paths, pa.string())
+
+
+def keys_of_rows(source: Source, image_paths: Sequence[str | None] | None = None) -> pa.Array:
+    """A key for every row (N) of a table that holds the pictures themselves.
+
+    The first of these that never stands for two pictures of different size: the stem of the path
+    kept with the picture, that path, a column such as `id`; where none is, a hash of the picture.
+    """
+    sizes = source.image_sizes()
+    if image_paths is not None and None not in image_paths:
+        paths = [readable(path) for path in image_paths if path is not None]
+        for keys in ([stem(path) for path in paths], paths):
+            if _identify(keys, sizes):
+                return pa.array(keys, pa.string())
+    for name in KEY_COLUMNS:
+        column = find(source.columns, [name])
+        values = [] if column is None else source.column(column).to_pylist()
+        if values and all(isinstance(value, str | int) for value in values):
+            keys = [readable(str(value)) for value in values]
+            if _identify(keys, sizes):
+                return pa.array(keys, pa.string())
+    return pa.array([_picture_hash(source, position) for position in range(len(source))])
+
+
+def arrow_of(values: list[Any]) -> pa.Array:
+    """JSON values as an array, also where they are of several types."""
+    try:
+        return pa.array(values)
+    except (pa.ArrowInvalid, pa.ArrowTypeError):
+        pass
+    # One caption here, several there: lists of strings. Anything else is kept as its JSON.
+    cells = [[value] if isinstance(value, str) else value for value in values]
+    try:
+        return pa.array(cells, pa.list_(pa.string()))
+    except (pa.ArrowInvalid, pa.ArrowTypeError):
+        dumped = (v if v is None or isinstance(v, str) else json.dumps(v) for v in values)
+        return pa.array(list(dumped), pa.string())
+
+
+def stem(path: str) -> str:
+    """A file's name without folders and extension."""
+    return os.path.splitext(os.path.basename(path))[0]
+
+
+def readable(name: str) -> str:
+    """A file's name as valid, composed Unicode."""
+    return unicodedata.normalize("NFC", os.fsencode(name).decode("utf-8", "backslashreplace"))
+
+
+def _identify(keys: Sequence[str], sizes: np.ndarray) -> bool:
+    size_of: dict[str, int] = {}
+    pairs = zip(keys, sizes.tolist(), strict=True)
+    return "" not in keys and all(size_of.setdefault(key, size) == size for key, size in pairs)
+
+
+def _picture_hash(source: Source, position: int) -> str:
+    image = source.image(position)
+    assert isinstance(image, bytes | str)  # no layout holds decoded pictures
+    content = image if isinstance(image, bytes) else os.fsencode(image)
+    return blake2b(content, digest_size=12).hexdigest()
+
+
+def _texts(request: Request, source: Source, column: str) -> pa.Array:
+    values = source.column(column)
+    values = values.combine_chunks() if isinstance(values, pa.ChunkedArray) else values
+    kind = values.type
+    if names := source.class_names(column):
+        captions = pa.array([request.caption_of(class_words(name)) for name in names], pa.string())
+        known = pc.and_(pc.greater_equal(values, 0), pc.less(values, len(names)))
+        return captions.take(pc.if_else(known, values, pa.scalar(None, kind)))
+    if pa.types.is_dictionary(kind):
+        values, kind = values.dictionary_decode(), kind.value_type
+    if _is_text(kind):
+        if column.strip().lower() in CLASS_COLUMNS:
+            cells = [cell and class_words(cell) for cell in values.to_pylist()]
+            return pa.array([cell and request.caption_of(cell) for cell in cells], pa.string())
+        return values
+    if (pa.types.is_list(kind) or pa.types.is_large_list(kind)) and _is_text(kind.value_type):
+        return values
+    if pa.types.is_null(kind):
+        return values.cast(pa.string())
+    if request.caption_column is None and not request.captions_required:
+        return pa.nulls(len(source), pa.string())
+    text = [name for name in source.columns if _is_text_column(source.column(name).type)]
+    raise request.error(
+        f"column {column!r} holds {kind}, not captions; name a column of text with"
+        f" {request.key('caption_column')}, one of: {named(text, 20) or 'none'}"
+    )
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+
+
+def _is_text_column(kind: pa.DataType) -> bool:
+    return _is_text(getattr(kind, "value_type", kind))

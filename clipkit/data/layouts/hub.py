@@ -1,0 +1,82 @@
+"""Data sets of the Hugging Face hub: an id, or a repository's folder with its README."""
+
+from __future__ import annotations
+
+import glob
+import os
+from typing import Any
+
+import yaml
+
+from clipkit.data.layouts.assembly import Found
+from clipkit.data.layouts.listing import split_name
+from clipkit.data.layouts.request import Request
+from clipkit.data.layouts.tables import read_tables
+
+
+def read_hub(request: Request) -> Found:
+    """Rows of a data set named by its id, downloaded or from the cache of `datasets`.
+
+    Raises:
+        UserError: the hub and the cache cannot give it.
+    """
+    import datasets
+
+    try:
+        loaded = datasets.load_dataset(request.path)
+    # Whatever goes wrong (offline, unknown, gated, broken) has its own class in three libraries.
+    except Exception as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise request.error(
+            f"is no path here, and the hub cannot give a data set of this id ({reason})"
+        ) from error
+    files = {
+        split_name(name): [part["filename"] for part in rows.cache_files]
+        for name, rows in loaded.items()
+    }
+    return read_tables(request, "", files, "data set of the hub")
+
+
+def declared_files(request: Request, root: str) -> dict[str, list[str]] | None:
+    """Files of each split as the README of a hub repository declares them, else None.
+
+    A split whose files are not here has an empty list.
+
+    Raises:
+        UserError: several configurations, none of which is the default.
+    """
+    config = _default_config(request, os.path.join(root, "README.md"))
+    declared = (config or {}).get("data_files")
+    if declared is None:
+        return None
+    if isinstance(declared, str | dict) or all(isinstance(item, str) for item in declared):
+        declared = [{"split": "train", "path": declared}]
+    files: dict[str, list[str]] = {}
+    for entry in declared:
+        patterns = [entry["path"]] if isinstance(entry["path"], str) else entry["path"]
+        within = files.setdefault(split_name(entry["split"]), [])
+        for pattern in patterns:
+            within += sorted(glob.glob(pattern, root_dir=root, recursive=True))
+    return files if any(files.values()) else None
+
+
+def _default_config(request: Request, readme: str) -> dict[str, Any] | None:
+    if not os.path.isfile(readme):
+        return None
+    with open(readme, encoding="utf-8", errors="replace") as stream:
+        if stream.readline().strip() != "---":
+            return None
+        header, closed, _ = stream.read().partition("\n---")
+    try:
+        card = yaml.safe_load(header) if closed else None
+    except yaml.YAMLError:
+        return None  # not written for us; the files say enough
+    configs: list[dict[str, Any]] = (card.get("configs") or []) if isinstance(card, dict) else []
+    default = [c for c in configs if c.get("default") or c.get("config_name") == "default"]
+    if len(configs) > 1 and not default:
+        names = ", ".join(str(config.get("config_name")) for config in configs)
+        raise request.error(
+            f"holds several configurations ({names}); pass the files of one, as a folder or a"
+            " pattern such as DIR/NAME/*.parquet"
+        )
+    return next(iter(default or configs), None)

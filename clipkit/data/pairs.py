@@ -1,0 +1,351 @@
+"""PairDataModule: the template that turns rows of pictures with captions into batches.
+
+A subclass only says where the rows of a split come from. Image size, interpolation, resize mode
+and tokenizer are read from the module that is trained; constructor arguments serve use without one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypedDict
+
+import lightning as L
+import numpy as np
+import torch
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from clipkit.data.images import Augmentation, decode_image, resize_for_eval, to_uint8
+from clipkit.data.sampling import EvaluationSampler, SampleKey, TrainSampler
+from clipkit.encoders.base import Interpolation, ResizeMode
+from clipkit.errors import UserError
+from clipkit.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from clipkit.data.rows import Rows
+
+CaptionPolicy = Literal["random", "first", "longest", "all"]
+TRAIN, VALIDATION, TEST = "train", "validation", "test"
+
+
+class PairBatch(TypedDict):
+    """A batch of pairs."""
+
+    images: Tensor  # uint8 (b, 3, H, W)
+    tokens: Tensor  # int64 (b, L)
+    caption_ids: Tensor  # int64 (b,), equal for equal captions
+    image_ids: Tensor  # int64 (b,), equal for equal pictures
+    rows: Tensor  # int64 (b,), the pair's number in its split
+    truncated: Tensor  # bool (b,), whether the caption was cut to the context
+
+
+class Pixels(NamedTuple):
+    """What the image encoder wants of a picture."""
+
+    size: int
+    resize_mode: ResizeMode
+    interpolation: Interpolation
+
+
+class Sample(NamedTuple):
+    """One pair on its way to a batch."""
+
+    image: Tensor
+    caption: str
+    image_id: int
+    row: int
+
+
+class PairDataModule(L.LightningDataModule):
+    """Batches of image-text pairs; a subclass implements :meth:`load`.
+
+    Args:
+        batch_size: pairs that the loss sees per step over all ranks together.
+        num_workers: loader processes a rank; results do not depend on it. Left out: none on a
+            machine without a GPU, else the cores a rank has, at most 8.
+        captions: which caption of a picture that has several: ``random`` (drawn anew each epoch),
+            ``first``, ``longest``, or ``all`` (a pair each).
+        augment: how training pictures are varied; true is CLIP's mild crop, false leaves them as
+            in evaluation.
+        shrink_batch: where the data cannot fill a batch, take half the data instead of an error.
+        image_size: pixels a side, where no trainer says it.
+        tokenizer: where no trainer says it.
+        seed: of order and augmentation; left out, the run's seed.
+    """
+
+    def __init__(
+        self,
+        *,
+        batch_size: int = 256,
+        num_workers: int | None = None,
+        captions: CaptionPolicy = "random",
+        augment: Augmentation | bool = True,
+        shrink_batch: bool = False,
+        image_size: int | None = None,
+        tokenizer: Tokenizer | None = None,
+        seed: int | None = None,
+    ) -> None:
+        super().__init__()
+        if batch_size < 1:
+            raise UserError(f"data.batch_size: {batch_size} is not a positive number of pairs")
+        self.batch_size = batch_size
+        self.num_workers = num_workers
+        self.captions = captions
+        self.augment = (Augmentation() if augment else None) if isinstance(augment, bool) else augment
+        self.shrink_batch = shrink_batch
+        self.image_size = image_size
+        self.tokenizer = tokenizer
+        self.seed = int(os.environ.get("PL_GLOBAL_SEED", "0")) if seed is None else seed
+        self._rows: dict[str, Rows] = {}
+
+    @abstractmethod
+    def load(self, split: str) -> Rows:
+        """Return the rows of ``train``, ``validation`` or ``test``."""
+
+    def evaluation_rows(
+        self, split: str, *, image_column: str | None = None, caption_column: str | None = None
+    ) -> Rows:
+        """Return the rows of a split for an evaluation, which may read other columns."""
+        return self._load_once(split)
+
+    def describe(self) -> str:
+        """Return the one line that says what data this is."""
+        return f"data: {type(self).__name__}"
+
+    def fingerprint(self) -> str:
+        """Return a digest that changes with the data."""
+        return hashlib.sha256(self.describe().encode()).hexdigest()[:16]
+
+    # --- Lightning's hooks -------------------------------------------------------------------
+
+    def setup(self, stage: str) -> None:
+        rank_zero_info(self.describe())
+        splits = {"fit": (TRAIN, VALIDATION), "validate": (VALIDATION,), "test": (TEST,)}
+        for split in splits.get(stage, ()):
+            self._load_once(split)
+        if TRAIN in self._rows:
+            self._fit_batch(len(self._pairs(TRAIN)))
+
+    def train_dataloader(self) -> DataLoader[PairBatch]:
+        pairs = self._pairs(TRAIN)
+        sampler = TrainSampler(
+            pairs,
+            length=len(pairs),
+            batch_size=self.batch_size,
+            rank=self._rank,
+            world_size=self._world_size,
+            seed=self.seed,
+        )
+        return self._loader(pairs, sampler)
+
+    def val_dataloader(self) -> DataLoader[PairBatch]:
+        return self._evaluation_loader(VALIDATION)
+
+    def test_dataloader(self) -> DataLoader[PairBatch]:
+        return self._evaluation_loader(TEST)
+
+    # --- Rows to pairs -----------------------------------------------------------------------
+
+    def _load_once(self, split: str) -> Rows:
+        if split not in self._rows:
+            rows = self.load(split)
+            if not len(rows):
+                raise UserError(f"data: the split {split!r} is empty")
+            self._rows[split] = rows
+        return self._rows[split]
+
+    def _pairs(self, split: str) -> PairDataset:
+        policy = self.captions
+        if split != TRAIN and policy == "random":
+            policy = "first"
+        return PairDataset(
+            self._load_once(split),
+            pixels=self._pixels(),
+            augment=self.augment if split == TRAIN else None,
+            captions=policy,
+            seed=self.seed,
+        )
+
+    def _fit_batch(self, num_pairs: int) -> None:
+        world_size = self._world_size
+        if self.batch_size > num_pairs:
+            if not self.shrink_batch or num_pairs < 2 * world_size:
+                raise UserError(
+                    f"data.batch_size: {self.batch_size} is more than the {num_pairs} pairs of "
+                    "the training split"
+                )
+            smaller = num_pairs // 2 // world_size * world_size
+            rank_zero_info(
+                f"data: {num_pairs} training pairs cannot fill a batch of {self.batch_size}; "
+                f"data.batch_size is {smaller}"
+            )
+            self.batch_size = smaller
+        if self.batch_size % world_size:
+            raise UserError(
+                f"data.batch_size: {self.batch_size} is shared by {world_size} ranks and must be "
+                "a multiple of that"
+            )
+
+    def _evaluation_loader(self, split: str) -> DataLoader[PairBatch]:
+        pairs = self._pairs(split)
+        sampler = EvaluationSampler(
+            pairs, length=len(pairs), rank=self._rank, world_size=self._world_size
+        )
+        return self._loader(pairs, sampler)
+
+    def _loader(
+        self, pairs: PairDataset, sampler: TrainSampler | EvaluationSampler
+    ) -> DataLoader[PairBatch]:
+        workers = self._workers()
+        return DataLoader(
+            pairs,  # type: ignore[arg-type]
+            batch_size=max(self.batch_size // self._world_size, 1),
+            sampler=sampler,
+            num_workers=workers,
+            collate_fn=PairCollate(self._tokenizer()),
+            pin_memory=torch.cuda.is_available(),
+            persistent_workers=workers > 0,
+        )
+
+    def _workers(self) -> int:
+        if self.num_workers is not None:
+            return self.num_workers
+        if not torch.cuda.is_available():
+            return 0
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        return min(8, max((cores or 1) // max(torch.cuda.device_count(), 1), 1))
+
+    # --- What the module says ----------------------------------------------------------------
+
+    @property
+    def _world_size(self) -> int:
+        return self.trainer.world_size if self.trainer is not None else 1
+
+    @property
+    def _rank(self) -> int:
+        return self.trainer.global_rank if self.trainer is not None else 0
+
+    def _module(self) -> Any:
+        return self.trainer.lightning_module if self.trainer is not None else None
+
+    def _pixels(self) -> Pixels:
+        module = self._module()
+        if module is None:
+            if self.image_size is None:
+                raise UserError("data.image_size: needed where no module says it")
+            return Pixels(self.image_size, "shortest", "bicubic")
+        encoder = module.image_encoder
+        return Pixels(encoder.image_size, encoder.resize_mode, encoder.interpolation)
+
+    def _tokenizer(self) -> Tokenizer:
+        module = self._module()
+        tokenizer = self.tokenizer if module is None else module.tokenizer
+        if tokenizer is None:
+            raise UserError("data.tokenizer: needed where no module says it")
+        return tokenizer  # type: ignore[no-any-return]
+
+
+class PairDataset(Dataset[Sample]):
+    """Rows as pairs: picks a caption, decodes, augments; all drawn from (seed, epoch, index)."""
+
+    def __init__(
+        self,
+        rows: Rows,
+        *,
+        pixels: Pixels,
+        augment: Augmentation | None,
+        captions: CaptionPolicy,
+        seed: int,
+    ) -> None:
+        self.rows = rows
+        self.pixels = pixels
+        self.augment = augment
+        self.captions = captions
+        self.seed = seed
+        # The first pair of each row, where every caption makes a pair.
+        self._starts: np.ndarray[Any, np.dtype[np.int64]] | None = None
+        if captions == "all":
+            counts = [len(rows.captions(i)) for i in range(len(rows))]
+            self._starts = np.concatenate([[0], np.cumsum(counts)])
+
+    def __len__(self) -> int:
+        return len(self.rows) if self._starts is None else int(self._starts[-1])
+
+    def __getitem__(self, key: SampleKey) -> Sample:
+        rng = np.random.default_rng((self.seed, key.epoch, key.index))
+        row_index, which = self._locate(key.index)
+        row = self.rows[row_index]
+        caption = row.captions[which] if which is not None else self._pick(row.captions, rng)
+        encoded = _read(row.image)
+        image = decode_image(encoded)
+        pixels = self.pixels
+        if self.augment is None:
+            tensor = to_uint8(
+                resize_for_eval(image, pixels.size, pixels.resize_mode, pixels.interpolation)
+            )
+        else:
+            tensor = self.augment(image, pixels.size, pixels.interpolation, rng)
+        return Sample(tensor, caption, _image_id(encoded), key.index)
+
+    def _locate(self, index: int) -> tuple[int, int | None]:
+        if self._starts is None:
+            return index, None
+        row = int(np.searchsorted(self._starts, index, side="right")) - 1
+        return row, index - int(self._starts[row])
+
+    def _pick(self, captions: Sequence[str], rng: np.random.Generator) -> str:
+        if self.captions == "random":
+            return captions[int(rng.integers(len(captions)))]
+        if self.captions == "longest":
+            return max(captions, key=len)
+        return captions[0]
+
+
+class PairCollate:
+    """Samples to a batch; a class so that data workers can be spawned."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self.tokenizer = tokenizer
+
+    def __call__(self, samples: list[Sample]) -> PairBatch:
+        tokens, truncated = self.tokenizer.encode([sample.caption for sample in samples])
+        return PairBatch(
+            images=torch.stack([sample.image for sample in samples]),
+            tokens=tokens,
+            caption_ids=_ids(self._contents(tokens)),
+            image_ids=torch.tensor([sample.image_id for sample in samples]),
+            rows=torch.tensor([sample.row for sample in samples]),
+            truncated=truncated,
+        )
+
+    def _contents(self, tokens: Tensor) -> list[bytes]:
+        # Captions are equal where the model cannot tell them apart: by their tokens, padding aside,
+        # since the same caption is padded differently in another batch.
+        contract = self.tokenizer.contract
+        ends = (tokens == contract.end_id).int().argmax(1) + 1
+        table = tokens.numpy()
+        return [table[i, :end].tobytes() for i, end in enumerate(ends.tolist())]
+
+
+def _read(image: Any) -> Any:
+    if isinstance(image, str):
+        with open(image, "rb") as file:
+            return file.read()
+    return image
+
+
+def _image_id(image: Any) -> int:
+    content = image if isinstance(image, bytes) else image.tobytes()
+    return _digest(content)
+
+
+def _ids(contents: list[bytes]) -> Tensor:
+    return torch.tensor([_digest(content) for content in contents])
+
+
+def _digest(content: bytes) -> int:
+    return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "big", signed=True)

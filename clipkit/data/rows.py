@@ -1,0 +1,372 @@
+"""Rows of image-text pairs: random access, cheap in memory, picklable into workers.
+
+A `Source` knows pictures and columns by position (a parquet table, files, tar shards); `Rows` adds
+what a layout decided about them (captions, keys) and a selection. Nothing is decoded here.
+"""
+
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from hashlib import blake2b
+from typing import Any, NamedTuple, overload
+
+import numpy as np
+import pyarrow as pa
+from PIL import Image
+
+from clipkit.errors import UserError
+
+Picture = bytes | str | Image.Image
+
+
+class Row(NamedTuple):
+    """One pair: encoded bytes, a file's path or a drawn picture, its captions, and its key."""
+
+    image: Picture
+    captions: list[str]
+    key: str
+
+
+class Labels(NamedTuple):
+    """A class per row, and the name of each class."""
+
+    ids: np.ndarray  # (N,) int64
+    names: list[str]
+
+
+class Source(ABC):
+    """Pictures and columns by position; a subclass pickles to what a worker needs to reopen it."""
+
+    columns: list[str]
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def image(self, position: int) -> Picture:
+        """The picture as it is kept: encoded bytes, or the path of its file."""
+
+    @abstractmethod
+    def image_sizes(self) -> np.ndarray:
+        """Bytes of each encoded picture (N,) int64, -1 where there is none; nothing is decoded."""
+
+    @abstractmethod
+    def column(self, name: str) -> pa.ChunkedArray:
+        """One of `columns`, whole."""
+
+    def class_names(self, name: str) -> list[str] | None:
+        """Names of the classes that the integers of a column stand for."""
+        return None
+
+    def row_name(self, position: int) -> str:
+        """What a message calls a row."""
+        return f"row {position + 1}"
+
+
+class FileSource(Source):
+    """Pictures in files, with a table of the other columns.
+
+    Args:
+        root: the folder that the paths are relative to.
+        paths: the file of each row (N).
+        table: further columns (N rows).
+        class_names: names of the classes that a column's integers stand for.
+        numbers: the rows' numbers (N) in the list that named the files, for messages.
+    """
+
+    def __init__(
+        self,
+        root: str,
+        paths: Sequence[str],
+        table: pa.Table,
+        *,
+        class_names: dict[str, list[str]] | None = None,
+        numbers: Sequence[int] | None = None,
+    ) -> None:
+        self._root = os.path.abspath(root)  # a worker may run in another folder
+        # Bytes, because a file's name need not be valid UTF-8.
+        self._paths = pa.array([os.fsencode(path) for path in paths], pa.large_binary())
+        self._table = table
+        self._class_names = class_names or {}
+        self._numbers = None if numbers is None else np.asarray(numbers, np.int64)
+        self._sizes: np.ndarray | None = None
+        self.columns = list(table.column_names)
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def image(self, position: int) -> str:
+        return os.path.join(self._root, self._path(position))
+
+    def image_sizes(self) -> np.ndarray:
+        if self._sizes is None:
+            sizes = (file_size(self.image(position)) for position in range(len(self)))
+            self._sizes = np.fromiter(sizes, np.int64, len(self))
+        return self._sizes
+
+    def column(self, name: str) -> pa.ChunkedArray:
+        return self._table.column(name)
+
+    def class_names(self, name: str) -> list[str] | None:
+        return self._class_names.get(name)
+
+    def row_name(self, position: int) -> str:
+        path = self._path(position)
+        return path if self._numbers is None else f"row {self._numbers[position]}: {path}"
+
+    def _path(self, position: int) -> str:
+        return os.fsdecode(self._paths[position].as_py())
+
+
+class Rows(Sequence[Row], ABC):
+    """A map-style sequence of pairs: a split, or a selection of one."""
+
+    _index: np.ndarray | None  # where each row stands in the split; None for all of it
+
+    @overload
+    def __getitem__(self, index: int) -> Row: ...
+    @overload
+    def __getitem__(self, index: slice) -> Rows: ...
+    def __getitem__(self, index: int | slice) -> Row | Rows:
+        if isinstance(index, slice):
+            return self.select(np.arange(len(self))[index])
+        return Row(self.image(index), self.captions(index), self.key(index))
+
+    def __iter__(self) -> Iterator[Row]:
+        return (self[index] for index in range(len(self)))
+
+    @abstractmethod
+    def image(self, index: int) -> Picture:
+        """The picture of a row alone."""
+
+    @abstractmethod
+    def captions(self, index: int) -> list[str]:
+        """The captions of a row alone: the picture is not read."""
+
+    @abstractmethod
+    def key(self, index: int) -> str:
+        """What identifies the picture of a row."""
+
+    @property
+    @abstractmethod
+    def columns(self) -> list[str]:
+        """Names of the columns beside the picture."""
+
+    @abstractmethod
+    def column(self, name: str) -> list[Any]:
+        """The values of a column, row by row.
+
+        Raises:
+            UserError: there is no such column.
+        """
+
+    @abstractmethod
+    def class_names(self, name: str) -> list[str] | None:
+        """Names of the classes that the integers of a column stand for, where they are known.
+
+        Raises:
+            UserError: there is no such column.
+        """
+
+    @abstractmethod
+    def select(self, index: Sequence[int] | np.ndarray) -> Rows:
+        """The rows at these places, in this order; nothing is copied."""
+
+    def keys(self) -> list[str]:
+        """The key of every row."""
+        return [self.key(index) for index in range(len(self))]
+
+    def all_captions(self) -> Iterator[list[str]]:
+        """The captions of every row, without a picture being read."""
+        return (self.captions(index) for index in range(len(self)))
+
+    def labels(self, name: str) -> Labels:
+        """The classes of a column: its integers where they have names, else its sorted values.
+
+        Raises:
+            UserError: there is no such column, a row of it is empty, or it holds no classes.
+        """
+        values, names = self.column(name), self.class_names(name)
+        if any(not isinstance(value, str | int | None) for value in values):
+            raise UserError(f"column {name!r} holds neither names nor numbers of classes")
+        last = None if names is None else len(names)
+        empty = [
+            f"row {row + 1}"
+            for row, value in enumerate(values)
+            if value is None or (last is not None and not 0 <= value < last)
+        ]
+        if empty:
+            raise UserError(
+                f"column {name!r} names no class in {len(empty):,} of {len(values):,} rows"
+                f" ({named(empty)})"
+            )
+        if names is None:
+            classes = sorted(set(values))
+            number = {value: place for place, value in enumerate(classes)}
+            values, names = [number[value] for value in values], [str(value) for value in classes]
+        return Labels(np.array(values, np.int64), names)
+
+    def _position(self, index: int) -> int:
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"row {index} of {len(self)}")
+        index %= len(self)
+        return index if self._index is None else int(self._index[index])
+
+
+class StoredRows(Rows):
+    """Rows of a data set that somebody stored.
+
+    Args:
+        source: where pictures and further columns come from.
+        captions: arrow array (N) of strings, or of lists of strings.
+        keys: arrow array (N) of strings; the same picture has the same key.
+        index: positions within the source that this selection consists of; None for all.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        *,
+        captions: pa.Array,
+        keys: pa.Array,
+        index: np.ndarray | None = None,
+    ) -> None:
+        self._source = source
+        self._captions = captions
+        self._keys = keys
+        self._index = index
+
+    def __len__(self) -> int:
+        return len(self._source) if self._index is None else len(self._index)
+
+    def image(self, index: int) -> Picture:
+        return self._source.image(self._position(index))
+
+    def captions(self, index: int) -> list[str]:
+        return caption_list(self._captions[self._position(index)].as_py())
+
+    def key(self, index: int) -> str:
+        return str(self._keys[self._position(index)].as_py())
+
+    def keys(self) -> list[str]:
+        keys: list[str] = self._taken(self._keys).to_pylist()
+        return keys
+
+    def all_captions(self) -> Iterator[list[str]]:
+        return (caption_list(value) for value in self._taken(self._captions).to_pylist())
+
+    @property
+    def columns(self) -> list[str]:
+        return list(self._source.columns)
+
+    def column(self, name: str) -> list[Any]:
+        self._check(name)
+        values: list[Any] = self._taken(self._source.column(name)).to_pylist()
+        return values
+
+    def class_names(self, name: str) -> list[str] | None:
+        self._check(name)
+        return self._source.class_names(name)
+
+    def select(self, index: Sequence[int] | np.ndarray) -> StoredRows:
+        places = np.asarray(index, np.int64)
+        if self._index is not None:
+            places = self._index[places]
+        return StoredRows(self._source, captions=self._captions, keys=self._keys, index=places)
+
+    def with_captions(self, captions: Sequence[list[str]]) -> StoredRows:
+        """The same rows with other captions, one list a row."""
+        everywhere: list[list[str] | None] = [None] * len(self._source)
+        for index, texts in enumerate(captions):
+            everywhere[self._position(index)] = texts
+        array = pa.array(everywhere, pa.list_(pa.string()))
+        return StoredRows(self._source, captions=array, keys=self._keys, index=self._index)
+
+    def image_files(self) -> list[str]:
+        """The files of the pictures, where each is a file."""
+        images = (self.image(index) for index in range(len(self)))
+        return [image for image in images if isinstance(image, str)]
+
+    def digest(self) -> str:
+        """Hex digest of keys, captions and picture sizes: equal wherever the rows are equal."""
+        digest = blake2b(digest_size=16)
+        for key, captions in zip(self.keys(), self.all_captions(), strict=True):
+            digest.update(repr((key, captions)).encode())
+        sizes = self._source.image_sizes()
+        digest.update(
+            (sizes if self._index is None else sizes[self._index]).astype("<i8").tobytes()
+        )
+        return digest.hexdigest()
+
+    def _taken(self, values: pa.ChunkedArray) -> pa.ChunkedArray:
+        return values if self._index is None else values.take(pa.array(self._index))
+
+    def _check(self, name: str) -> None:
+        if name not in self._source.columns:
+            columns = ", ".join(self._source.columns) or "none"
+            raise UserError(f"there is no column {name!r}; the columns are: {columns}")
+
+
+def hold_out(rows: Rows, *, ratio: float = 0.05, maximum: int = 1000) -> tuple[Rows, Rows]:
+    """Divides rows into (train, validation) by a hash of their keys.
+
+    A picture is on one side only, however many rows show it, and the sides do not depend on the
+    layout or the order of the rows: validation is the pictures of the smallest hashes.
+
+    Raises:
+        UserError: fewer than two pictures.
+    """
+    keys = rows.keys()
+    # Sorted by (hash, key), so that even a collision is decided by the key.
+    pictures = sorted(set(keys), key=lambda key: (_hash(key), key))
+    if len(pictures) < 2:
+        raise UserError(
+            f"{len(rows)} pairs of {len(pictures)} picture cannot be divided into train and"
+            " validation; at least two pictures are needed"
+        )
+    held = set(pictures[: min(maximum, max(1, round(ratio * len(pictures))), len(pictures) - 1)])
+    side = np.array([key in held for key in keys])
+    return rows.select(np.flatnonzero(~side)), rows.select(np.flatnonzero(side))
+
+
+def group_by_picture(rows: Rows) -> Rows:
+    """One row a picture with the captions of all its rows, as retrieval counts them.
+
+    Columns keep the value of a picture's first row, and so does the order.
+    """
+    if len(set(rows.keys())) == len(rows):
+        return rows
+    assert isinstance(rows, StoredRows)  # drawn pictures are never drawn twice
+    first: dict[str, int] = {}
+    captions: dict[str, list[str]] = defaultdict(list)
+    for place, (key, texts) in enumerate(zip(rows.keys(), rows.all_captions(), strict=True)):
+        first.setdefault(key, place)
+        captions[key] += texts
+    return rows.select(list(first.values())).with_captions(list(captions.values()))
+
+
+def caption_list(value: str | list[str | None] | None) -> list[str]:
+    """A caption cell as a list: surrounding blanks and empty strings do not count."""
+    texts = [value] if isinstance(value, str) else value or []
+    return [text.strip() for text in texts if text is not None and text.strip()]
+
+
+def file_size(path: str | bytes) -> int:
+    """Bytes of a file, -1 where there is none."""
+    try:
+        return os.stat(path).st_size
+    except OSError:
+        return -1
+
+
+def named(items: Sequence[object], shown: int = 3) -> str:
+    """The first few of a list, as they are named in a message."""
+    rest = ", ..." if len(items) > shown else ""
+    return ", ".join(str(item) for item in items[:shown]) + rest
+
+
+def _hash(key: str) -> bytes:
+    return blake2b(key.encode("utf-8", "surrogateescape"), digest_size=8).digest()

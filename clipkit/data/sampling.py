@@ -1,0 +1,67 @@
+"""Which sample each rank takes at each step: a pure function of (seed, epoch, step, rank)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+from torch.utils.data import Dataset, DistributedSampler
+
+
+class SampleKey(NamedTuple):
+    """What a data set is asked for: drawing augmentations needs the epoch beside the index."""
+
+    epoch: int
+    index: int
+
+
+# Both derive from DistributedSampler so that Lightning, which replaces other samplers under DDP,
+# leaves them alone and still announces each epoch through set_epoch.
+
+
+class TrainSampler(DistributedSampler[SampleKey]):
+    """A fresh permutation each epoch, cut into global batches, each into one share a rank.
+
+    Global batch k of an epoch holds the same rows for any number of ranks; rows that do not fill a
+    last batch are left out of that epoch.
+    """
+
+    def __init__(
+        self, data: Dataset[object], *, length: int, batch_size: int, rank: int, world_size: int,
+        seed: int,
+    ) -> None:  # fmt: skip
+        super().__init__(data, num_replicas=world_size, rank=rank, seed=seed)
+        self.length = length
+        self.batch_size = batch_size
+
+    def __len__(self) -> int:
+        return self.length // self.batch_size * (self.batch_size // self.num_replicas)
+
+    def __iter__(self) -> Iterator[SampleKey]:
+        order = np.random.default_rng((self.seed, self.epoch)).permutation(self.length)
+        share = self.batch_size // self.num_replicas
+        for start in range(0, self.length - self.batch_size + 1, self.batch_size):
+            first = start + self.rank * share
+            for index in order[first : first + share]:
+                yield SampleKey(self.epoch, int(index))
+
+
+class EvaluationSampler(DistributedSampler[SampleKey]):
+    """Every row once, in order, dealt to the ranks in turn.
+
+    Where the rows do not divide, the last one is repeated so that all ranks make the same number
+    of steps; who evaluates drops repeated rows by their number.
+    """
+
+    def __init__(self, data: Dataset[object], *, length: int, rank: int, world_size: int) -> None:
+        super().__init__(data, num_replicas=world_size, rank=rank, shuffle=False)
+        self.length = length
+
+    def __len__(self) -> int:
+        return -(-self.length // self.num_replicas)
+
+    def __iter__(self) -> Iterator[SampleKey]:
+        for step in range(len(self)):
+            index = step * self.num_replicas + self.rank
+            yield SampleKey(0, min(index, self.length - 1))

@@ -1,0 +1,66 @@
+"""Gathering rows across processes: differentiable, and the identity where there is one process."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def world_size() -> int:
+    """Return the number of processes, 1 without a process group."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """Return this process's number, 0 without a process group."""
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
+def gather(rows: Tensor) -> Tensor:
+    """Concatenate every process's rows in rank order: (b, ...) -> (W * b, ...).
+
+    Every process must hold the same number of rows. The gradient of each row is the sum over all
+    processes' losses, so that after the usual averaging of parameter gradients the result is the
+    gradient of the mean of the losses.
+    """
+    if world_size() == 1:
+        return rows
+    return _Gather.apply(rows)  # type: ignore[no-any-return, no-untyped-call]
+
+
+def gather_ragged(rows: Tensor) -> Tensor:
+    """Concatenate every process's rows in rank order where their numbers may differ; no gradient."""
+    if world_size() == 1:
+        return rows
+    counts = _all_gather(torch.tensor([len(rows)], device=rows.device)).tolist()
+    padded = rows.new_zeros((max(counts), *rows.shape[1:]))
+    padded[: len(rows)] = rows
+    blocks = _all_gather(padded).split(max(counts))
+    return torch.cat([block[:count] for block, count in zip(blocks, counts, strict=True)])
+
+
+def _all_gather(rows: Tensor) -> Tensor:
+    rows = rows.contiguous()
+    blocks = [torch.empty_like(rows) for _ in range(world_size())]
+    dist.all_gather(blocks, rows)
+    return torch.cat(blocks)
+
+
+class _Gather(torch.autograd.Function):
+    # Own function: torch 2.15 deprecates the differentiable collectives of torch.distributed.nn.
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor) -> Tensor:
+        ctx.num_rows = len(rows)
+        return _all_gather(rows)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        # gloo has no reduce_scatter, so: sum everywhere, keep the own block.
+        summed = gradients[0].contiguous().clone()
+        dist.all_reduce(summed)
+        start = rank() * ctx.num_rows
+        return summed[start : start + ctx.num_rows]

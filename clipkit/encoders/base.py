@@ -1,0 +1,103 @@
+"""What an encoder is: pixels or tokens in, feature vectors out, and what others may ask it."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Literal, Self
+
+import torch
+from torch import Tensor, nn
+
+Interpolation = Literal["bicubic", "bilinear"]
+ResizeMode = Literal["shortest", "squash"]
+LayerGroup = Sequence[nn.Module | nn.Parameter]
+
+# The statistics of OpenAI's CLIP training pictures, used wherever nothing else is said.
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+class Encoder(nn.Module, ABC):
+    """What both sides share: a feature width, groups for locking, what a checkpoint carries."""
+
+    feature_dim: int
+
+    def __init__(self, *, feature_dim: int) -> None:
+        super().__init__()
+        self.feature_dim = feature_dim
+        self._held_in_eval: list[nn.Module] = []
+
+    def layer_groups(self) -> list[LayerGroup]:
+        """Modules and parameters from bottom to top, each parameter in exactly one group."""
+        return [[self]]
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of parameters of this encoder that never decay, such as position tables."""
+        return set()
+
+    def carried(self) -> dict[str, object]:
+        """Constructor arguments that replace what the constructor read from outside."""
+        return {}
+
+    def hold_in_eval(self, modules: list[nn.Module]) -> None:
+        """Keep modules that `locking.lock` froze in evaluation whenever the encoder trains."""
+        self._held_in_eval = modules
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> Self:
+        # Whoever switches the whole model to training passes here, so no hook has to remember it.
+        super().train(mode and self not in self._held_in_eval)
+        for module in self._held_in_eval:
+            if module is not self:
+                module.eval()
+        return self
+
+
+class ImageEncoder(Encoder):
+    """Pixels in [0, 1], (B, 3, H, W), to features (B, feature_dim); owns their mean and std."""
+
+    image_size: int
+    interpolation: Interpolation
+    resize_mode: ResizeMode
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        *,
+        feature_dim: int,
+        image_size: int,
+        mean: Sequence[float] = CLIP_MEAN,
+        std: Sequence[float] = CLIP_STD,
+        interpolation: Interpolation = "bicubic",
+        resize_mode: ResizeMode = "shortest",
+    ) -> None:
+        super().__init__(feature_dim=feature_dim)
+        self.image_size = image_size
+        self.interpolation = interpolation
+        self.resize_mode = resize_mode
+        self.register_buffer(
+            "mean", torch.tensor([float(value) for value in mean]).view(1, 3, 1, 1)
+        )
+        self.register_buffer("std", torch.tensor([float(value) for value in std]).view(1, 3, 1, 1))
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """Pixels in [0, 1] to zero mean and unit deviation, by this encoder's own statistics."""
+        return (images - self.mean) / self.std
+
+    @abstractmethod
+    def forward(self, images: Tensor) -> Tensor:
+        """Float pixels in [0, 1], not yet normalised, (B, 3, H, W) -> (B, feature_dim)."""
+
+
+class TextEncoder(Encoder):
+    """Tokens (B, L) to features (B, feature_dim).
+
+    `trim_is_exact` says that padding after the longest caption of a batch may be left out without
+    changing any feature; where it is false, tokens are padded to the whole context.
+    """
+
+    trim_is_exact: bool = False
+
+    @abstractmethod
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Token ids, int64, (B, L) -> (B, feature_dim)."""

@@ -1,0 +1,248 @@
+"""Text towers made here: CLIP's transformer, and a bag of tokens to compare it with."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from clipkit.encoders.base import LayerGroup, TextEncoder
+from clipkit.errors import UserError
+from clipkit.tokenizer import TextContract
+
+KEY = "model.text_encoder"
+Activation = Literal["gelu", "quick_gelu", "gelu_tanh"]
+TextPooling = Literal["end", "last", "first", "mean"]
+
+# Shapes: B captions, L tokens, W width, H heads.
+
+
+def _quick_gelu(values: Tensor) -> Tensor:
+    return values * torch.sigmoid(1.702 * values)
+
+
+ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
+    "gelu": F.gelu,
+    "gelu_tanh": partial(F.gelu, approximate="tanh"),
+    "quick_gelu": _quick_gelu,
+}
+
+
+class TextTransformer(TextEncoder):
+    """CLIP's pre-norm transformer, tokens (B, L) to features (B, width): https://arxiv.org/abs/2103.00020.
+
+    SigLIP's is the same with `causal=False, pooling="last", attend_padding=True, norm_eps=1e-6`.
+
+    Args:
+        contract: what the tokenizer says of its tokens.
+        causal: a token sees only what stands before it.
+        pooling: the feature is taken at the first end token, at the last place of the sequence
+            (padding or not), at the first, or as the mean up to the first end token.
+        attend_padding: a tower that is not causal lets tokens see the padding after the end token.
+
+    Raises:
+        UserError: `heads` does not divide `width`, or a pooling or activation is unknown.
+    """
+
+    def __init__(
+        self,
+        contract: TextContract,
+        *,
+        width: int = 512,
+        depth: int = 12,
+        heads: int = 8,
+        causal: bool = True,
+        pooling: TextPooling = "end",
+        attend_padding: bool = False,
+        activation: Activation = "gelu",
+        norm_eps: float = 1e-5,
+        mlp_ratio: float = 4.0,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__(feature_dim=width)
+        if heads < 1 or width % heads:
+            raise UserError(
+                f"{KEY}.heads: {heads} does not divide the width {width}, accepted are its divisors"
+            )
+        for key, value, accepted in (
+            ("pooling", pooling, get_args(TextPooling)),
+            ("activation", activation, get_args(Activation)),
+        ):
+            if value not in accepted:
+                raise UserError(
+                    f"{KEY}.{key}: {value} is not accepted, {' or '.join(accepted)} are"
+                )
+        self.end_id = contract.end_id
+        self.causal = causal
+        self.pooling = pooling
+        self.mask_padding = not causal and not attend_padding
+        # Up to the end token nothing sees the padding, and nothing after it is pooled.
+        self.trim_is_exact = pooling != "last" and (causal or self.mask_padding)
+        self.token_embedding = nn.Embedding(contract.vocab_size, width)
+        self.position_embedding = nn.Parameter(torch.empty(contract.context_length, width))
+        self.blocks = nn.ModuleList(
+            _Block(width, heads, round(width * mlp_ratio), activation, norm_eps, dropout)
+            for _ in range(depth)
+        )
+        self.final_norm = nn.LayerNorm(width, eps=norm_eps)
+        self._init_as_clip()
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        length, context = tokens.shape[1], self.position_embedding.shape[0]
+        if length > context:
+            raise UserError(
+                f"tokenizer.context_length: tokens are {length} long, accepted are up to {context}"
+            )
+        end = _first_end(tokens, self.end_id)  # (B,)
+        real = torch.arange(length, device=tokens.device) <= end[:, None]  # (B, L)
+        seen = (
+            real[:, None, None, :] if self.mask_padding else None
+        )  # (B, 1, 1, L) over H and queries
+        hidden: Tensor = (
+            self.token_embedding(tokens) + self.position_embedding[:length]
+        )  # (B, L, W)
+        for block in self.blocks:
+            hidden = block(hidden, seen, self.causal)
+        hidden = self.final_norm(hidden)
+        return self._pool(hidden, real, end)
+
+    def _pool(self, hidden: Tensor, real: Tensor, end: Tensor) -> Tensor:
+        if self.pooling == "mean":
+            return _mean_where(real, hidden)
+        if self.pooling == "first":
+            return hidden[:, 0]
+        if self.pooling == "last":
+            return hidden[:, -1]
+        return hidden[torch.arange(len(hidden), device=hidden.device), end]
+
+    def layer_groups(self) -> list[LayerGroup]:
+        groups: list[LayerGroup] = [[self.token_embedding, self.position_embedding]]
+        groups.extend([block] for block in self.blocks)
+        return [*groups[:-1], [*groups[-1], self.final_norm]]
+
+    def no_weight_decay(self) -> set[str]:
+        return {"position_embedding"}
+
+    def _init_as_clip(self) -> None:
+        """Residual branches shrink with depth; what is not named here keeps PyTorch's default."""
+        nn.init.normal_(self.token_embedding.weight, std=0.02)
+        nn.init.normal_(self.position_embedding, std=0.01)
+        width, depth = self.feature_dim, len(self.blocks)
+        for module in self.blocks.modules():
+            if isinstance(module, _Attention):
+                for linear in (module.query, module.key, module.value):
+                    nn.init.normal_(linear.weight, std=width**-0.5)
+                    nn.init.zeros_(linear.bias)
+                nn.init.normal_(module.out.weight, std=width**-0.5 * (2 * depth) ** -0.5)
+                nn.init.zeros_(module.out.bias)
+            elif isinstance(module, _MLP):
+                nn.init.normal_(module.expand.weight, std=(2 * width) ** -0.5)
+                nn.init.normal_(module.shrink.weight, std=width**-0.5 * (2 * depth) ** -0.5)
+
+
+class BagOfTokens(TextEncoder):
+    """The mean of the caption's token embeddings and a small MLP: what word order is compared with.
+
+    Args:
+        contract: what the tokenizer says of its tokens.
+        hidden_dim: width inside the MLP, by default `width`.
+    """
+
+    trim_is_exact = True
+
+    def __init__(
+        self,
+        contract: TextContract,
+        *,
+        width: int = 512,
+        hidden_dim: int | None = None,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__(feature_dim=width)
+        self.end_id = contract.end_id
+        self.token_embedding = nn.Embedding(contract.vocab_size, width)
+        self.norm = nn.LayerNorm(width)
+        self.mlp = _MLP(width, hidden_dim or width, "gelu", dropout)
+        nn.init.normal_(self.token_embedding.weight, std=0.02)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        real = (
+            torch.arange(tokens.shape[1], device=tokens.device)
+            <= _first_end(tokens, self.end_id)[:, None]
+        )
+        mean = _mean_where(real, self.token_embedding(tokens))
+        features: Tensor = self.mlp(self.norm(mean))
+        return features
+
+    def layer_groups(self) -> list[LayerGroup]:
+        return [[self.token_embedding], [self.norm, self.mlp]]
+
+
+class _Block(nn.Module):
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        hidden: int,
+        activation: Activation,
+        norm_eps: float,
+        dropout: float,
+    ) -> None:
+        super().__init__()
+        self.attention_norm = nn.LayerNorm(width, eps=norm_eps)
+        self.attention = _Attention(width, heads)
+        self.mlp_norm = nn.LayerNorm(width, eps=norm_eps)
+        self.mlp = _MLP(width, hidden, activation, dropout)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, hidden: Tensor, seen: Tensor | None, causal: bool) -> Tensor:
+        hidden = hidden + self.dropout(self.attention(self.attention_norm(hidden), seen, causal))
+        branch: Tensor = self.dropout(self.mlp(self.mlp_norm(hidden)))
+        return hidden + branch
+
+
+class _Attention(nn.Module):
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.query = nn.Linear(width, width)
+        self.key = nn.Linear(width, width)
+        self.value = nn.Linear(width, width)
+        self.out = nn.Linear(width, width)
+
+    def forward(self, hidden: Tensor, seen: Tensor | None, causal: bool) -> Tensor:
+        query, key, value = (
+            linear(hidden).unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, H, L, W / H)
+            for linear in (self.query, self.key, self.value)
+        )
+        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=seen, is_causal=causal)
+        out: Tensor = self.out(mixed.transpose(1, 2).flatten(2))
+        return out
+
+
+class _MLP(nn.Module):
+    def __init__(self, width: int, hidden: int, activation: Activation, dropout: float) -> None:
+        super().__init__()
+        self.expand = nn.Linear(width, hidden)
+        self.activation = ACTIVATIONS[activation]
+        self.dropout = nn.Dropout(dropout)
+        self.shrink = nn.Linear(hidden, width)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        out: Tensor = self.shrink(self.dropout(self.activation(self.expand(hidden))))
+        return out
+
+
+def _first_end(tokens: Tensor, end_id: int) -> Tensor:
+    """The place of each caption's first end token, by equality; the last place if it has none."""
+    is_end = tokens == end_id
+    last = torch.full_like(tokens[:, 0], tokens.shape[1] - 1)
+    return torch.where(is_end.any(dim=1), is_end.int().argmax(dim=1), last)
+
+
+def _mean_where(real: Tensor, hidden: Tensor) -> Tensor:
+    """The mean of the real places of each caption, (B, L), (B, L, W) -> (B, W)."""
+    weights = real.unsqueeze(-1).to(hidden.dtype)
+    return (hidden * weights).sum(dim=1) / weights.sum(dim=1)

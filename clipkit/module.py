@@ -1,0 +1,402 @@
+"""CLIPModule: two towers, a temperature, a loss and an optimiser, joined for Lightning."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+
+from clipkit import checkpoint as checkpoints
+from clipkit.data.images import decode_image, resize_for_eval, to_uint8
+from clipkit.data.pairs import PairBatch
+from clipkit.distributed import gather, gather_ragged, rank, world_size
+from clipkit.encoders import ImageEncoder, TextEncoder
+from clipkit.encoders.locking import lock
+from clipkit.errors import UserError
+from clipkit.evaluation.retrieval import batch_accuracy
+from clipkit.heads import Head
+from clipkit.losses import ContrastiveLoss, Ids, InfoNCELoss
+from clipkit.optim import OptimizerFactory, ScheduleFactory, parameter_groups
+from clipkit.temperature import Temperature
+from clipkit.tokenizer import TextContract, Tokenizer
+
+VALIDATION_BLOCK = 256
+"""Pairs per block of ``val/loss``: fixed, so that runs of different batch sizes compare."""
+
+
+class Embeddings(NamedTuple):
+    """Unit-norm embeddings of a batch, (B, D) each."""
+
+    image: Tensor
+    text: Tensor
+
+
+class TextEncoderFactory(Protocol):
+    """What makes a text encoder: it needs the tokenizer's contract."""
+
+    def __call__(self, contract: TextContract) -> TextEncoder:
+        """Return the encoder."""
+
+
+class HeadFactory(Protocol):
+    """What makes a head: it needs both widths."""
+
+    def __call__(self, in_dim: int, out_dim: int) -> Head:
+        """Return the head."""
+
+
+class CLIPModule(L.LightningModule):
+    """Contrastive language-image pre-training (https://arxiv.org/abs/2103.00020).
+
+    Args:
+        image_encoder: pixels in [0, 1] to features.
+        text_encoder: what makes the text encoder from the tokenizer's contract.
+        tokenizer: captions to tokens.
+        image_head: what makes the projection of image features to the joint space.
+        text_head: what makes the projection of text features to the joint space.
+        temperature: scale and bias of the logits.
+        loss: over a batch of embeddings.
+        optimizer: what makes the optimiser from parameter groups.
+        schedule: what makes the schedule from the optimiser and the number of steps.
+        embed_dim: width D of the joint space.
+        image_lr: rate of the image tower (encoder and head), if not the optimiser's.
+        text_lr: rate of the text tower (encoder and head), if not the optimiser's.
+        lock_image: freeze the image encoder but for its top n blocks (0: all of it), as in LiT
+            (https://arxiv.org/abs/2111.07991); its head stays trainable.
+        lock_text: freeze the text encoder but for its top n blocks.
+    """
+
+    configuration: dict[str, Any] | None = None
+    """The parsed configuration that built this module; it travels in the checkpoint."""
+
+    def __init__(
+        self,
+        *,
+        image_encoder: ImageEncoder,
+        text_encoder: TextEncoderFactory,
+        tokenizer: Tokenizer,
+        image_head: HeadFactory,
+        text_head: HeadFactory,
+        temperature: Temperature,
+        loss: ContrastiveLoss,
+        optimizer: OptimizerFactory,
+        schedule: ScheduleFactory,
+        embed_dim: int = 512,
+        image_lr: float | None = None,
+        text_lr: float | None = None,
+        lock_image: int | None = None,
+        lock_text: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.tokenizer = tokenizer
+        self.image_encoder = image_encoder
+        self.text_encoder = text_encoder(tokenizer.contract)
+        self.image_head = image_head(image_encoder.feature_dim, embed_dim)
+        self.text_head = text_head(self.text_encoder.feature_dim, embed_dim)
+        self.temperature = temperature
+        self.loss = loss
+        self.optimizer_factory = optimizer
+        self.schedule_factory = schedule
+        self.embed_dim = embed_dim
+        self.learning_rates = {"image": image_lr, "text": text_lr}
+        if lock_image is not None:
+            lock(self.image_encoder, lock_image)
+        if lock_text is not None:
+            lock(self.text_encoder, lock_text)
+        self._validation: list[dict[str, Tensor]] = []
+        self._first_bad_step = torch.tensor(-1)
+        self._warned_of_no_learning = False
+
+    # --- The public verbs --------------------------------------------------------------------
+
+    @property
+    def scale(self) -> Tensor:
+        """exp(log_scale), a 0-D tensor: what multiplies the cosines."""
+        return self.temperature.scale
+
+    def encode_image(self, images: Tensor) -> Tensor:
+        """Embed pictures: uint8, or float in [0, 1], (B, 3, H, W) to (B, D) of unit norm."""
+        if not images.is_floating_point():
+            images = images.to(self.scale.dtype) / 255
+        return _normalize(self.image_head(self.image_encoder(images)))
+
+    def encode_text(self, tokens: Tensor) -> Tensor:
+        """Embed tokens: (B, L) int64 to (B, D) of unit norm."""
+        contract = self.tokenizer.contract
+        missing = contract.context_length - tokens.shape[1]
+        if missing > 0 and not self.text_encoder.trim_is_exact:
+            tokens = F.pad(tokens, (0, missing), value=contract.pad_id)
+        return _normalize(self.text_head(self.text_encoder(tokens)))
+
+    @torch.no_grad()
+    def embed_images(self, images: Sequence[Image.Image | str | bytes], *, batch_size: int = 64) -> Tensor:
+        """Embed pictures (PIL, paths or encoded bytes) to (N, D) of unit norm, on the CPU.
+
+        Batching and resizing are included; the module should be in eval mode.
+        """
+        blocks = [self.scale.new_zeros(0, self.embed_dim).cpu()]
+        for start in range(0, len(images), batch_size):
+            pixels = torch.stack([self._pixels(i) for i in images[start : start + batch_size]])
+            blocks.append(self.encode_image(pixels.to(self.device)).cpu())
+        return torch.cat(blocks)
+
+    @torch.no_grad()
+    def embed_texts(self, texts: Sequence[str], *, batch_size: int = 256) -> Tensor:
+        """Embed texts to (N, D) of unit norm, on the CPU, batching and tokenising included."""
+        blocks = [self.scale.new_zeros(0, self.embed_dim).cpu()]
+        for start in range(0, len(texts), batch_size):
+            tokens = self.tokenizer(list(texts[start : start + batch_size]))
+            blocks.append(self.encode_text(tokens.to(self.device)).cpu())
+        return torch.cat(blocks)
+
+    def _pixels(self, image: Image.Image | str | bytes) -> Tensor:
+        encoder = self.image_encoder
+        size, mode = encoder.image_size, encoder.resize_mode
+        return to_uint8(resize_for_eval(decode_image(image), size, mode, encoder.interpolation))
+
+    def forward(self, batch: PairBatch) -> Embeddings:
+        return Embeddings(self.encode_image(batch["images"]), self.encode_text(batch["tokens"]))
+
+    # --- Training ----------------------------------------------------------------------------
+
+    def training_step(self, batch: PairBatch, batch_idx: int) -> Tensor:
+        embeddings = self(batch)
+        ids = Ids(batch["caption_ids"], batch["image_ids"])
+        everywhere = Embeddings(*map(gather, embeddings))
+        all_ids = Ids(*map(gather, ids))
+        num_rows = len(batch["tokens"])
+        self.temperature.fill_prior_(num_rows * world_size())
+        terms = self.loss(
+            *embeddings,
+            *everywhere,
+            offset=rank() * num_rows,
+            scale=self.temperature.scale,
+            bias=self.temperature.bias,
+            ids=ids,
+            all_ids=all_ids,
+        )
+        self._note_non_finite(terms.loss)
+        if self._logs_this_step():
+            self._refuse_non_finite()
+            named = {f"train/{k}": v for k, v in terms.named().items()}
+            accuracy = batch_accuracy(
+                *embeddings,
+                all_image=everywhere.image,
+                all_text=everywhere.text,
+                offset=rank() * num_rows,
+                caption_ids=ids.caption,
+                image_ids=ids.image,
+                all_caption_ids=all_ids.caption,
+                all_image_ids=all_ids.image,
+            )
+            named |= {f"train/accuracy_{k}": v for k, v in accuracy._asdict().items()}
+            named["train/truncated"] = batch["truncated"].float().mean()
+            self.log("train/loss", named.pop("train/loss").detach(), prog_bar=True, sync_dist=True)
+            self.log_dict({k: v.detach() for k, v in named.items()}, sync_dist=True)
+            self.log_dict(self._state_of_training(all_ids))
+            self._warn_of_no_learning(terms.loss, len(everywhere.image))
+        return terms.loss
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        # Runs before Lightning clips.
+        if self._logs_this_step():
+            norms = [p.grad.norm() for p in self.parameters() if p.grad is not None]
+            self.log("train/grad_norm", torch.stack(norms).norm())
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        self.temperature.clamp_()
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        groups = parameter_groups(
+            {
+                "image": torch.nn.ModuleList([self.image_encoder, self.image_head]),
+                "text": torch.nn.ModuleList([self.text_encoder, self.text_head]),
+                "temperature": self.temperature,
+            },
+            learning_rates=self.learning_rates,
+            no_weight_decay={
+                encoder.get_parameter(name)
+                for encoder in (self.image_encoder, self.text_encoder)
+                for name in encoder.no_weight_decay()
+            },
+        )
+        optimizer = self.optimizer_factory(groups)
+        total_steps = int(self.trainer.estimated_stepping_batches)
+        schedule = self.schedule_factory(optimizer, total_steps)
+        self._warmup_steps = getattr(schedule, "warmup_steps", 0)
+        if self._warmup_steps >= total_steps:
+            warnings.warn(
+                f"model.schedule: the warm-up of {self._warmup_steps} steps outlasts the run of "
+                f"{total_steps}, so the full rate is never reached; give warmup_ratio instead",
+                stacklevel=2,
+            )
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": schedule, "interval": "step"},
+        }
+
+    def _logs_this_step(self) -> bool:
+        return (self.global_step + 1) % max(self.trainer.log_every_n_steps, 1) == 0
+
+    def _state_of_training(self, all_ids: Ids) -> dict[str, float | Tensor]:
+        state: dict[str, float | Tensor] = {
+            "train/samples_seen": float((self.global_step + 1) * len(all_ids.image)),
+            "train/duplicates": _share_repeated(all_ids),
+            "train/scale": self.temperature.scale.detach(),
+        }
+        if self.temperature.bias is not None:
+            state["train/bias"] = self.temperature.bias.detach()
+        for group in self.trainer.optimizers[0].param_groups:
+            tower = group["name"].split("/")[0]
+            if tower in self.learning_rates:
+                state[f"train/lr_{tower}"] = group["lr"]
+        return state
+
+    def _note_non_finite(self, loss: Tensor) -> None:
+        # Kept on the device: reading it every step would wait for the device every step.
+        first = self._first_bad_step.to(loss.device)
+        bad = ~loss.detach().isfinite() & (first < 0)
+        self._first_bad_step = torch.where(bad, self.global_step, first)
+
+    def _refuse_non_finite(self) -> None:
+        step = int(self._first_bad_step)
+        if step >= 0:
+            raise UserError(
+                f"the loss became non-finite at step {step}; the last good checkpoint is kept. "
+                "Lower model.optimizer.lr, set trainer.gradient_clip_val, or lengthen the warm-up"
+            )
+
+    def _warn_of_no_learning(self, loss: Tensor, batch_size: int) -> None:
+        late = self.global_step > max(self._warmup_steps, 100)
+        if self._warned_of_no_learning or not late or not isinstance(self.loss, InfoNCELoss):
+            return
+        self._warned_of_no_learning = True
+        chance = math.log(batch_size)
+        if abs(float(loss) / chance - 1) < 0.01:
+            warnings.warn(
+                f"train/loss is {float(loss):.3f} after {self.global_step} steps, still within 1 % "
+                f"of chance (ln {batch_size} = {chance:.3f}): the pairs may be shuffled, the "
+                "captions all alike, the rate too high or too low, or a tower locked by mistake",
+                stacklevel=2,
+            )
+
+    # --- Validation --------------------------------------------------------------------------
+
+    def validation_step(self, batch: PairBatch, batch_idx: int) -> None:
+        image, text = self(batch)
+        self._validation.append(
+            {
+                "image": image,
+                "text": text,
+                "caption_ids": batch["caption_ids"],
+                "image_ids": batch["image_ids"],
+                "rows": batch["rows"],
+            }
+        )
+
+    def on_validation_epoch_end(self) -> None:
+        self._finish_evaluation("val")
+
+    def test_step(self, batch: PairBatch, batch_idx: int) -> None:
+        self.validation_step(batch, batch_idx)
+
+    def on_test_epoch_end(self) -> None:
+        self._finish_evaluation("test")
+
+    def _finish_evaluation(self, stage: str) -> None:
+        kept, self._validation = self._validation, []
+        if self.trainer.sanity_checking or not kept:
+            return
+        columns = {k: gather_ragged(torch.cat([block[k] for block in kept])) for k in kept[0]}
+        # Samplers repeat rows so that ranks stay in step; each row counts once, in data order.
+        rows, first = _unique_first(columns["rows"])
+        metrics = self._block_metrics({k: v[first] for k, v in columns.items() if k != "rows"})
+        metrics["scale"] = self.temperature.scale
+        if self.temperature.bias is not None:
+            metrics["bias"] = self.temperature.bias
+        self.log_dict({f"{stage}/{k}": v for k, v in metrics.items()})
+
+    def _block_metrics(self, columns: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Average the loss and its like over full blocks (a short last one counts if alone)."""
+        num_rows = len(columns["image"])
+        stop = max(num_rows - num_rows % VALIDATION_BLOCK, min(num_rows, VALIDATION_BLOCK))
+        sums: dict[str, Tensor] = {}
+        starts = range(0, stop, VALIDATION_BLOCK)
+        for start in starts:
+            block = {k: v[start : start + VALIDATION_BLOCK] for k, v in columns.items()}
+            pair = (block["image"], block["text"])
+            ids = Ids(block["caption_ids"], block["image_ids"])
+            terms = self.loss(
+                *pair,
+                *pair,
+                offset=0,
+                scale=self.temperature.scale,
+                bias=self.temperature.bias,
+                ids=ids,
+                all_ids=ids,
+            )
+            accuracy = batch_accuracy(*pair, caption_ids=ids.caption, image_ids=ids.image)
+            values = terms.named()
+            values |= {f"accuracy_{k}": v for k, v in accuracy._asdict().items()}
+            for name, value in values.items():
+                sums[name] = sums.get(name, torch.zeros_like(value)) + value / len(starts)
+        return sums
+
+    def metric_names(self) -> set[str]:
+        """Return the names that validation logs: what a checkpoint callback may monitor."""
+        names = {"loss", "scale", "accuracy_image_to_text", "accuracy_text_to_image"}
+        if self.temperature.bias is not None:
+            names.add("bias")
+        if isinstance(self.loss, InfoNCELoss):
+            names |= {"loss_image_to_text", "loss_text_to_image"}
+        return {f"val/{name}" for name in names}
+
+    # --- Checkpoints -------------------------------------------------------------------------
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self._refuse_non_finite()
+        if self.configuration is not None:
+            checkpoint[checkpoints.KEY] = checkpoints.record(
+                self.configuration,
+                carried={
+                    "image_encoder": self.image_encoder.carried(),
+                    "text_encoder": self.text_encoder.carried(),
+                    "tokenizer": self.tokenizer.carried(),
+                },
+                vocabulary=self.tokenizer.digest,
+            )
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoints.check_fits(checkpoint, self)
+
+
+def _normalize(features: Tensor) -> Tensor:
+    # In float32 or wider: half precision would leave norms off by a thousandth.
+    wide = features.to(torch.promote_types(features.dtype, torch.float32))
+    return F.normalize(wide, dim=-1)
+
+
+def _share_repeated(ids: Ids) -> float:
+    """Return the share of rows whose caption or picture stands in the batch more than once."""
+    repeated = torch.zeros_like(ids.caption, dtype=torch.bool)
+    for values in ids:
+        _, inverse, counts = values.unique(return_inverse=True, return_counts=True)
+        repeated |= counts[inverse] > 1
+    return float(repeated.float().mean())
+
+
+def _unique_first(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the sorted distinct rows and where each first stands."""
+    order = rows.argsort(stable=True)
+    ordered = rows[order]
+    keep = torch.ones_like(ordered, dtype=torch.bool)
+    keep[1:] = ordered[1:] != ordered[:-1]
+    return ordered[keep], order[keep]

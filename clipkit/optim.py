@@ -1,0 +1,176 @@
+"""Parameter groups (decay, rates per tower) and schedules counted in optimiser steps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any, Protocol
+
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+
+from clipkit.errors import UserError
+
+OptimizerFactory = Callable[[Iterable[Any]], Optimizer]
+
+
+class ScheduleFactory(Protocol):
+    """What makes a schedule: it needs the optimiser and the number of steps of the run."""
+
+    def __call__(self, optimizer: Optimizer, total_steps: int) -> LRScheduler:
+        """Return a schedule that is stepped once an optimiser step."""
+
+
+def parameter_groups(
+    towers: dict[str, nn.Module],
+    *,
+    learning_rates: dict[str, float | None],
+    no_weight_decay: set[nn.Parameter],
+) -> list[dict[str, Any]]:
+    """Split the trainable parameters by tower and by whether they decay.
+
+    Vectors and scalars (norms, biases, the temperature) and what an encoder names (position
+    tables, class tokens) never decay. A group is named ``<tower>/decay`` or ``<tower>/no_decay``;
+    without a rate of its own it takes the optimiser's.
+    """
+    groups = []
+    for tower, module in towers.items():
+        kinds: dict[str, list[nn.Parameter]] = {"decay": [], "no_decay": []}
+        for parameter in module.parameters():
+            if parameter.requires_grad:
+                spared = parameter.ndim <= 1 or parameter in no_weight_decay
+                kinds["no_decay" if spared else "decay"].append(parameter)
+        for kind, parameters in kinds.items():
+            if not parameters:
+                continue
+            group: dict[str, Any] = {"params": parameters, "name": f"{tower}/{kind}"}
+            if kind == "no_decay":
+                group["weight_decay"] = 0.0
+            rate = learning_rates.get(tower)
+            if rate is not None:
+                group["lr"] = rate
+            groups.append(group)
+    return groups
+
+
+class _Warmup(LambdaLR):
+    """Linear warm-up, then what the subclass says; both are factors of each group's rate."""
+
+    def __init__(
+        self, optimizer: Optimizer, total_steps: int, warmup_steps: int, warmup_ratio: float
+    ) -> None:
+        if warmup_steps and warmup_ratio:
+            raise UserError(
+                f"model.schedule: warmup_steps {warmup_steps} and warmup_ratio {warmup_ratio} "
+                "are both set; give one"
+            )
+        if not 0 <= warmup_ratio <= 1 or warmup_steps < 0:
+            raise UserError(
+                f"model.schedule: warmup_ratio {warmup_ratio} must lie in [0, 1] and "
+                f"warmup_steps {warmup_steps} may not be negative"
+            )
+        self.total_steps = total_steps
+        self.warmup_steps = warmup_steps or round(warmup_ratio * total_steps)
+        super().__init__(optimizer, self._factor)
+
+    def _factor(self, step: int) -> float:
+        # The first step already moves: (step + 1) / warm-up, as in open_clip.
+        if step < self.warmup_steps:
+            return (step + 1) / self.warmup_steps
+        return self._after_warmup(step - self.warmup_steps, self.total_steps - self.warmup_steps)
+
+    def _after_warmup(self, step: int, steps: int) -> float:
+        raise NotImplementedError
+
+    def state_dict(self) -> dict[str, Any]:
+        # The lambdas are this object's own method: nothing to save, and no cycle to pickle.
+        return {k: v for k, v in super().state_dict().items() if k != "lr_lambdas"}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict({**state_dict, "lr_lambdas": [None] * len(self.lr_lambdas)})
+
+
+class WarmupCosine(_Warmup):
+    """Warm up, then follow half a cosine to zero (https://arxiv.org/abs/1608.03983).
+
+    Args:
+        optimizer: given by the module.
+        total_steps: given by the module.
+        warmup_steps: length of the warm-up in steps; or
+        warmup_ratio: as a share of the run.
+        floor_ratio: where the cosine ends, as a share of the full rate.
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        total_steps: int,
+        *,
+        warmup_steps: int = 0,
+        warmup_ratio: float = 0.0,
+        floor_ratio: float = 0.0,
+    ) -> None:
+        self.floor_ratio = floor_ratio
+        super().__init__(optimizer, total_steps, warmup_steps, warmup_ratio)
+
+    def _after_warmup(self, step: int, steps: int) -> float:
+        done = min(step / max(steps, 1), 1.0)
+        return self.floor_ratio + (1 - self.floor_ratio) * (1 + math.cos(math.pi * done)) / 2
+
+
+class WarmupConstant(_Warmup):
+    """Warm up, then hold the rate.
+
+    Args:
+        optimizer: given by the module.
+        total_steps: given by the module.
+        warmup_steps: length of the warm-up in steps; or
+        warmup_ratio: as a share of the run.
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        total_steps: int,
+        *,
+        warmup_steps: int = 0,
+        warmup_ratio: float = 0.0,
+    ) -> None:
+        super().__init__(optimizer, total_steps, warmup_steps, warmup_ratio)
+
+    def _after_warmup(self, step: int, steps: int) -> float:
+        return 1.0
+
+
+class WarmupConstantCooldown(_Warmup):
+    """Warm up, hold the rate, and fall to zero over the last steps of the run.
+
+    Args:
+        optimizer: given by the module.
+        total_steps: given by the module.
+        warmup_steps: length of the warm-up in steps; or
+        warmup_ratio: as a share of the run.
+        cooldown_ratio: share of the run over which the rate falls.
+        power: shape of the fall; 1 is a straight line.
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        total_steps: int,
+        *,
+        warmup_steps: int = 0,
+        warmup_ratio: float = 0.0,
+        cooldown_ratio: float = 0.2,
+        power: float = 1.0,
+    ) -> None:
+        self.cooldown_steps = round(cooldown_ratio * total_steps)
+        self.power = power
+        super().__init__(optimizer, total_steps, warmup_steps, warmup_ratio)
+
+    def _after_warmup(self, step: int, steps: int) -> float:
+        start = steps - self.cooldown_steps
+        if step < start:
+            return 1.0
+        return float(max(1 - (step - start) / max(self.cooldown_steps, 1), 0.0) ** self.power)

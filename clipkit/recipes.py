@@ -1,0 +1,43 @@
+"""The recipes that ship with clipkit: finding one by its name."""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+from pathlib import Path
+
+from clipkit.errors import UserError
+
+BASE = "base"
+
+
+def folder() -> Path:
+    """Return where the recipes lie: inside the package in a wheel, beside it in a source tree."""
+    inside = Path(__file__).parent / "experiments"
+    return inside if inside.is_dir() else Path(__file__).parent.parent / "experiments"
+
+
+def names() -> list[str]:
+    """Return every recipe's name, such as ``emoji`` or ``ablations/siglip``."""
+    return sorted(
+        path.relative_to(folder()).with_suffix("").as_posix() for path in folder().rglob("*.yaml")
+    )
+
+
+def find(name: str) -> Path:
+    """Return the file of ``-c NAME``: an existing file of that name wins over a recipe."""
+    if Path(name).is_file():
+        return Path(name)
+    recipe = folder() / f"{name.removesuffix('.yaml').removeprefix('experiments/')}.yaml"
+    if recipe.is_file():
+        return recipe
+    close = get_close_matches(name, names(), n=1, cutoff=0.5)
+    hint = f"did you mean {close[0]}? " if close else ""
+    raise UserError(
+        f"-c {name}: neither a file nor a recipe; {hint}the recipes are {', '.join(names())}"
+    )
+
+
+def summary(path: Path) -> str:
+    """Return what a recipe's first comment says it is for: the line below the command."""
+    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("#")]
+    return lines[1].lstrip("# ") if len(lines) > 1 else ""

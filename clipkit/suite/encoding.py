@@ -1,0 +1,109 @@
+"""Embedding a data set once per weights, shared by whoever evaluates on it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, NamedTuple
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from clipkit.data.images import decode_image, resize_for_eval, to_uint8
+from clipkit.distributed import gather_ragged, rank, world_size
+from clipkit.suite.eval_data import EvalData
+
+if TYPE_CHECKING:
+    from clipkit.data.rows import Rows
+    from clipkit.module import CLIPModule
+
+BATCH_SIZE = 128
+PIXELS_KEPT = 512 * 2**20
+"""Bytes of decoded pictures kept a data set and rank, so that later epochs need not decode."""
+
+
+class _Kept(NamedTuple):
+    weights: int
+    embeddings: Tensor
+
+
+_embeddings: WeakKeyDictionary[CLIPModule, dict[tuple[object, ...], _Kept]] = WeakKeyDictionary()
+_pixels: WeakKeyDictionary[CLIPModule, dict[tuple[object, ...], list[Tensor]]] = WeakKeyDictionary()
+
+
+def embed_data(module: CLIPModule, data: EvalData, rows: Rows) -> Tensor:
+    """Return the embeddings (N, D) of all pictures of the rows, on the CPU, in their order.
+
+    Every rank embeds its share and receives them all. The module should be in eval mode.
+    """
+    pictures = (data.path, data.split, data.image_column, data.limit)
+    weights = _version(module)
+    kept = _embeddings.setdefault(module, {})
+    if pictures not in kept or kept[pictures].weights != weights:
+        kept[pictures] = _Kept(weights, _embed(module, pictures, rows))
+    return kept[pictures].embeddings
+
+
+@torch.no_grad()
+def _embed(module: CLIPModule, pictures: tuple[object, ...], rows: Rows) -> Tensor:
+    mine = [
+        module.encode_image(pixels.to(module.device))
+        for pixels in _batches_of_pixels(module, pictures, rows)
+    ]
+    empty = module.scale.detach().new_zeros(0, module.embed_dim)
+    gathered = gather_ragged(torch.cat([empty, *mine]))
+    # Rank r embedded rows r, r + W, ...: put them back in order.
+    order = torch.cat([torch.arange(r, len(rows), world_size()) for r in range(world_size())])
+    embeddings = torch.empty_like(gathered, device="cpu")
+    embeddings[order] = gathered.cpu()
+    return embeddings
+
+
+def _batches_of_pixels(
+    module: CLIPModule, pictures: tuple[object, ...], rows: Rows
+) -> Iterator[Tensor]:
+    kept = _pixels.setdefault(module, {})
+    if pictures in kept:
+        yield from kept[pictures]
+        return
+    mine = _Pictures(rows, module)
+    fits = len(mine) * 3 * module.image_encoder.image_size**2 <= PIXELS_KEPT
+    batches = []
+    for pixels in DataLoader(mine, batch_size=BATCH_SIZE, num_workers=_workers(module, mine)):
+        if fits:
+            batches.append(pixels)
+        yield pixels
+    if fits:
+        kept[pictures] = batches
+
+
+def _workers(module: CLIPModule, pictures: _Pictures) -> int:
+    """Return as many loader processes as training has, but none for a set that is quickly read."""
+    trainer = module._trainer
+    configured = getattr(getattr(trainer, "datamodule", None), "num_workers", None)
+    return int(configured or 0) if len(pictures) > 2000 else 0
+
+
+class _Pictures(Dataset[Tensor]):
+    """This rank's share of the pictures, as the image encoder wants them."""
+
+    def __init__(self, rows: Rows, module: CLIPModule) -> None:
+        encoder = module.image_encoder
+        self.rows = rows
+        self.size = encoder.image_size
+        self.resize_mode = encoder.resize_mode
+        self.interpolation = encoder.interpolation
+        self.indices = range(rank(), len(rows), world_size())
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, place: int) -> Tensor:
+        image = decode_image(self.rows.image(self.indices[place]))
+        return to_uint8(resize_for_eval(image, self.size, self.resize_mode, self.interpolation))
+
+
+def _version(module: CLIPModule) -> int:
+    """Return a number that changes whenever a weight does: in-place writes are counted by torch."""
+    return sum(p._version for p in module.parameters())

@@ -1,0 +1,91 @@
+"""What to evaluate on: a split of any data set, its classes, its captions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from clipkit.errors import UserError
+from clipkit.evaluation.prompts import readable
+
+if TYPE_CHECKING:
+    from clipkit.data.pairs import PairDataModule
+    from clipkit.data.rows import Rows
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalData:
+    """A data set for evaluation.
+
+    Args:
+        path: anything that ``data.dataset`` takes; left out, the data the run trains on.
+        split: which of its splits.
+        when: ``epoch`` evaluates before the first step and after every epoch; ``end`` once, when
+            training is over: what is reported there has chosen nothing.
+        image_column: found by its name where left out.
+        caption_column: for retrieval; found by its name where left out.
+        label_column: for classification.
+        class_names: names of the classes in the order of their labels; left out, what the data
+            set says.
+        class_name_column: a text column whose value names each row's class better than the label.
+        templates: prompts with ``{}`` for the name: a list, one, or a named set such as ``photo``.
+        limit: evaluate the first so many rows only.
+    """
+
+    path: str | None = None
+    split: str = "validation"
+    when: Literal["epoch", "end"] = "epoch"
+    image_column: str | None = None
+    caption_column: str | None = None
+    label_column: str = "label"
+    class_names: list[str] | None = None
+    class_name_column: str | None = None
+    templates: str | list[str] = field(default="photo")
+    limit: int | None = None
+
+
+@dataclass(frozen=True)
+class Classes:
+    """Labels of the rows and the names they stand for."""
+
+    labels: np.ndarray  # (N,) int64
+    names: list[str]  # C
+
+
+def open_rows(data: EvalData, training: PairDataModule | None) -> Rows:
+    """Return the rows of an evaluation set; ``training`` is the run's own data module."""
+    if data.path is None:
+        if training is None:
+            raise UserError("EvalData.path: needed where there is no data module")
+        rows = training.evaluation_rows(
+            data.split, image_column=data.image_column, caption_column=data.caption_column
+        )
+    else:
+        from clipkit.data.layouts import open_layout
+
+        rows = open_layout(
+            data.path,
+            image_column=data.image_column,
+            caption_column=data.caption_column,
+            captions_required=False,
+        ).split(data.split)
+    return rows if data.limit is None else rows[: data.limit]
+
+
+def open_classes(data: EvalData, rows: Rows) -> Classes:
+    """Return label ids and readable class names of the rows."""
+    found = rows.labels(data.label_column)
+    names = [readable(name) for name in found.names]
+    if data.class_names is not None:
+        if len(data.class_names) < len(names):
+            raise UserError(
+                f"EvalData.class_names: {len(data.class_names)} names for the {len(names)} classes "
+                f"of column {data.label_column!r}"
+            )
+        names = list(data.class_names)
+    if data.class_name_column is not None:
+        for label, name in zip(found.ids, rows.column(data.class_name_column), strict=True):
+            names[int(label)] = str(name)
+    return Classes(found.ids, names)

@@ -1,0 +1,318 @@
+"""Captions to tokens: CLIP's byte-level BPE, or any `tokenizer.json`, behind one text contract.
+
+CLIP (https://arxiv.org/abs/2103.00020) has 256 byte symbols, the same 256 ending a word, one symbol
+per merge, then the start and the end token. Ids agree with open_clip's tokenizer over the same
+merges, with these deliberate differences:
+
+- A special token spelt out in a caption, in any case, is plain text; open_clip takes it for the
+  token itself, hence an early end.
+- Letters and digits newer than the Unicode tables inside `tokenizers` split as symbols; open_clip
+  has the tables of `regex`.
+- U+0345, a combining iota, is a symbol; open_clip's pattern, ignoring case, matches it nowhere and
+  loses it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import html
+import json
+import os
+import re
+import string
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import tokenizers
+import torch
+from torch import Tensor
+
+from clipkit.errors import UserError
+
+Cleaning = Literal["lower", "whitespace", "canonicalize", "none"]
+
+
+@dataclass(frozen=True)
+class TextContract:
+    """What a text encoder must know of its tokens."""
+
+    vocab_size: int
+    context_length: int
+    start_id: int | None
+    end_id: int
+    pad_id: int
+    pad_to_context: bool
+    clean: str
+
+
+class TokenizedTexts(NamedTuple):
+    """Padded ids, and which captions were cut to fit the context."""
+
+    tokens: Tensor  # (B, L) int64
+    truncated: Tensor  # (B,) bool
+
+
+class Tokenizer:
+    """A tokenizer and its text contract: captions in, padded int64 ids (B, L) out.
+
+    Special tokens spelt out in a caption are plain text. The same definition gives the same ids,
+    also after pickling.
+
+    Args:
+        path: `english` (the vocabulary shipped with clipkit), a `tokenizer.json`, a folder that
+            holds one, or a hub id.
+        context_length: the longest row; a longer caption is cut, its end token kept.
+        clean: `lower` as CLIP (repair mojibake and HTML entities, collapse white space,
+            lower-case), `whitespace` the same with its case (for cased vocabularies),
+            `canonicalize` as SigLIP (punctuation removed too), or `none`.
+        fallback: a second path, used and announced where a hub id cannot be read.
+        pad_to_context: pad every batch to the context, for towers that attend to their padding.
+        definition: the JSON text of the tokenizer, as `carried` gives it; `path` is then its name.
+
+    Raises:
+        UserError: there is no usable tokenizer at `path`, or it ends a text with no token.
+    """
+
+    def __init__(
+        self,
+        path: str = "english",
+        *,
+        context_length: int = 77,
+        clean: Cleaning = "lower",
+        fallback: str | None = None,
+        pad_to_context: bool = False,
+        definition: str | None = None,
+    ) -> None:
+        if clean not in ("lower", "whitespace", "canonicalize", "none"):
+            raise UserError(
+                f"model.tokenizer.clean is {clean!r}: "
+                "lower, whitespace, canonicalize and none are accepted"
+            )
+        if definition is None:
+            path, definition = _find(path, fallback)
+        self.name = path
+        self.definition = definition
+        self._clean: Cleaning = clean
+        self._tokenizer = _build(definition, self.name)
+        prefix, self._suffix = _special_ids(self._tokenizer, self.name)
+        shortest = len(prefix) + 1 + len(self._suffix)
+        if context_length < shortest:
+            raise UserError(
+                f"model.tokenizer.context_length is {context_length}: "
+                f"{self.name} needs at least {shortest}, for its special tokens and one more"
+            )
+        self.contract = TextContract(
+            vocab_size=max(self._tokenizer.get_vocab(with_added_tokens=True).values()) + 1,
+            context_length=context_length,
+            start_id=prefix[0] if prefix else None,
+            end_id=self._suffix[0],
+            pad_id=json.loads(definition)["padding"]["pad_id"],
+            pad_to_context=pad_to_context,
+            clean=clean,
+        )
+
+    @property
+    def digest(self) -> str:
+        """The sha256 of the definition: equal digests give equal ids for equal contracts."""
+        return hashlib.sha256(self.definition.encode()).hexdigest()
+
+    @property
+    def vocab_size(self) -> int:
+        """One more than the largest id."""
+        return self.contract.vocab_size
+
+    @property
+    def context_length(self) -> int:
+        """The longest row of ids."""
+        return self.contract.context_length
+
+    def __call__(self, texts: Sequence[str]) -> Tensor:
+        """Return ids (B, L), L the longest of the batch or the context."""
+        return self.encode(texts).tokens
+
+    def encode(self, texts: Sequence[str]) -> TokenizedTexts:
+        """Return ids (B, L) and which captions (B,) were cut; a cut caption keeps its end token."""
+        if isinstance(texts, str):  # a sequence of letters otherwise
+            texts = [texts]
+        context, pad = self.contract.context_length, self.contract.pad_id
+        encodings = self._tokenizer.encode_batch_fast(
+            [clean_text(text, self._clean) for text in texts]
+        )
+        rows = [encoding.ids for encoding in encodings]
+        truncated = [len(row) > context for row in rows]
+        kept = context - len(self._suffix)
+        rows = [
+            row[:kept] + self._suffix if cut else row
+            for row, cut in zip(rows, truncated, strict=True)
+        ]
+        longest = max(map(len, rows), default=0)
+        length = context if self.contract.pad_to_context else longest
+        padded = [row + [pad] * (length - len(row)) for row in rows]
+        tokens = torch.tensor(padded, dtype=torch.int64).reshape(len(rows), length)
+        return TokenizedTexts(tokens, torch.tensor(truncated, dtype=torch.bool))
+
+    def decode(self, ids: Iterable[int] | Tensor) -> str:
+        """Return the text of one row of ids up to its end token; cleaning is not undone."""
+        row = [int(token) for token in ids]
+        if self.contract.end_id in row:
+            row = row[: row.index(self.contract.end_id)]
+        text = self._tokenizer.decode(row, skip_special_tokens=True)
+        # Byte-level decoding knows no end-of-word suffix (huggingface/tokenizers#872).
+        end_of_word = getattr(self._tokenizer.model, "end_of_word_suffix", None)
+        return text.replace(end_of_word, " ").rstrip(" ") if end_of_word else text
+
+    def carried(self) -> dict[str, object]:
+        """Return the constructor arguments that rebuild this tokenizer with all files gone."""
+        return {"path": self.name, "definition": self.definition}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in self.__dict__.items() if key != "_tokenizer"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        # Rebuilt, not pickled: the library forgets `encode_special_tokens` on the way.
+        self._tokenizer = _build(self.definition, self.name)
+
+
+def clean_text(text: str, how: Cleaning) -> str:
+    """Return the caption as the vocabulary sees it; see `Tokenizer` for the four ways."""
+    if how == "none":
+        # A lone surrogate is no text to the library; ftfy replaces it in the other ways.
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    # In printable ASCII the repair changes nothing but entities, and costs more than all the rest.
+    if not (text.isascii() and text.isprintable() and "&" not in text):
+        import ftfy
+
+        text = html.unescape(html.unescape(ftfy.fix_text(text)))
+    if how == "canonicalize":
+        text = text.replace("_", " ").translate(_NO_PUNCTUATION)
+        return " ".join(text.lower().split())
+    text = " ".join(text.split())
+    return text if how == "whitespace" else text.lower()
+
+
+_NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
+_PAD_TOKENS = ("[PAD]", "<pad>", "<|pad|>", "<|padding|>")
+_HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
+
+
+def _find(path: str, fallback: str | None) -> tuple[str, str]:
+    """Return the name and the definition of the tokenizer at `path`, or else at `fallback`."""
+    file = Path(path).expanduser()
+    if path == "english":
+        text = resources.files("clipkit").joinpath("assets/english.json").read_text("utf-8")
+        return path, text.strip()
+    if file.exists():
+        folder = file if file.is_dir() else file.parent
+        file = file / "tokenizer.json" if file.is_dir() else file
+        if not file.is_file():
+            raise UserError(f"model.tokenizer.path is {path!r}: the folder has no tokenizer.json")
+        return path, _complete(_read(file, path), path, lambda name: folder / name)
+    if not _HUB_ID.fullmatch(path) or path.endswith(".json"):
+        raise UserError(
+            f"model.tokenizer.path is {path!r}: no such file or folder, and no hub id "
+            "(english, a tokenizer.json, a folder that holds one and a hub id are accepted)"
+        )
+    try:
+        text = _read(_from_hub(path, "tokenizer.json"), path)
+        return path, _complete(text, path, lambda name: _from_hub(path, name))
+    except _HubError as error:
+        problem = f"model.tokenizer.path is {path!r}: no such file or folder, and {error}"
+        if fallback is None:
+            raise UserError(problem) from error
+        if os.environ.get("LOCAL_RANK", "0") == "0":
+            print(f"{problem}; using model.tokenizer.fallback {fallback!r}", flush=True)
+        return _find(fallback, None)
+
+
+class _HubError(Exception):
+    """Why the hub gave no file, as the end of a sentence."""
+
+
+def _from_hub(repo: str, name: str) -> Path:
+    import huggingface_hub
+    from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError
+
+    try:
+        return Path(huggingface_hub.hf_hub_download(repo, name, local_files_only=True))
+    except EntryNotFoundError:
+        pass  # not in the cache
+    try:
+        # Without network the download tries for half a minute; asking about the file fails at once.
+        huggingface_hub.get_hf_file_metadata(huggingface_hub.hf_hub_url(repo, name))
+        return Path(huggingface_hub.hf_hub_download(repo, name))
+    except EntryNotFoundError as error:
+        raise _HubError(f"the hub's {repo} has no {name}") from error
+    except RepositoryNotFoundError as error:
+        raise _HubError("the hub has no such id, or shows it to its members only") from error
+    except Exception as error:  # the HTTP client, and so its errors, differ between versions
+        raise _HubError(
+            f"the hub cannot be asked, nor is it in the cache ({type(error).__name__})"
+        ) from error
+
+
+def _read(file: Path, path: str) -> str:
+    try:
+        return file.read_text("utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"model.tokenizer.path is {path!r}: {file} cannot be read") from error
+
+
+def _complete(text: str, path: str, beside: Callable[[str], Path]) -> str:
+    """Return the definition with its padding token, so that it needs no file beside it."""
+    tokenizer = _build(text, path)
+    definition = json.loads(text)
+    if definition.get("padding"):
+        return text
+    candidates = []
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        try:
+            token = json.loads(beside(name).read_text("utf-8")).get("pad_token")
+        except (OSError, ValueError, _HubError):
+            continue  # these files are optional
+        candidates.append(token.get("content") if isinstance(token, dict) else token)
+    known = (tokenizer.token_to_id(token) for token in [*candidates, *_PAD_TOKENS] if token)
+    # Without any, pad with the end token, as CLIP's on the hub.
+    end_id = _special_ids(tokenizer, path)[1][0]
+    pad_id = next((id for id in known if id is not None), end_id)
+    definition["padding"] = {
+        "strategy": "BatchLongest",
+        "direction": "Right",
+        "pad_to_multiple_of": None,
+        "pad_id": pad_id,
+        "pad_type_id": 0,
+        "pad_token": tokenizer.id_to_token(pad_id),
+    }
+    return json.dumps(definition, ensure_ascii=False, separators=(",", ":"))
+
+
+def _build(definition: str, name: str) -> tokenizers.Tokenizer:
+    # Data workers fork: threads started before that would be lost, and the library would say so.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        tokenizer = tokenizers.Tokenizer.from_str(definition)
+    except Exception as error:  # the library raises nothing narrower
+        raise UserError(
+            f"model.tokenizer.path is {name!r}: its text is no tokenizer.json ({error})"
+        ) from error
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    tokenizer.encode_special_tokens = True
+    return tokenizer
+
+
+def _special_ids(tokenizer: tokenizers.Tokenizer, name: str) -> tuple[list[int], list[int]]:
+    """Return the ids that the post-processor puts before and after a text."""
+    encoding = tokenizer.encode("a photo")
+    mask, ids = encoding.special_tokens_mask, encoding.ids
+    num_before = mask.index(0) if 0 in mask else len(mask) // 2
+    num_after = mask[::-1].index(0) if 0 in mask else len(mask) - num_before
+    if not num_after:
+        raise UserError(
+            f"model.tokenizer.path is {name!r}: this tokenizer ends a text with no end token, "
+            "and the text encoder needs one to pool at"
+        )
+    return ids[:num_before], ids[len(ids) - num_after :]

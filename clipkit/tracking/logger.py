@@ -1,0 +1,135 @@
+"""MLflow as clipkit uses it: sqlite in the working folder unless told otherwise."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sqlite3
+import urllib.error
+import urllib.request
+from argparse import Namespace
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lightning.pytorch.loggers import MLFlowLogger
+from lightning.pytorch.utilities import rank_zero_only
+
+from clipkit.errors import UserError
+
+if TYPE_CHECKING:
+    from mlflow.tracking import MlflowClient
+
+DEFAULT_URI = "sqlite:///mlflow.db"
+_SECONDS_TO_ANSWER = 5.0
+
+
+class MLflowLogger(MLFlowLogger):
+    """Metrics, parameters, tags and config.yaml of a run in MLflow.
+
+    Args:
+        tracking_uri: where MLflow keeps its runs: ``sqlite:///FILE`` or ``http(s)://HOST``. Left
+            out: the environment's MLFLOW_TRACKING_URI, else ``sqlite:///mlflow.db``.
+        experiment_name: left out, the name of the recipe.
+        run_name: left out, what the command changed about the recipe.
+        tags: further tags of the run.
+        artifact_location: where a new experiment keeps its files; left out, what MLflow chooses.
+    """
+
+    def __init__(
+        self,
+        *,
+        tracking_uri: str | None = None,
+        experiment_name: str | None = None,
+        run_name: str | None = None,
+        tags: dict[str, str] | None = None,
+        artifact_location: str | None = None,
+    ) -> None:
+        # Read here and not in a default, which Python would fix when the module is imported.
+        uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI
+        _refuse_unreachable(uri)
+        for noisy in ("alembic", "mlflow.store.db.utils", "mlflow.tracking.fluent"):
+            logging.getLogger(noisy).setLevel(logging.WARNING)
+        # Lightning announces "Experiment not found. Creating it." as a warning.
+        logging.getLogger("lightning.pytorch.loggers.mlflow").setLevel(logging.ERROR)
+        self._named = False
+        super().__init__(
+            experiment_name=experiment_name or "",
+            run_name=run_name,
+            tracking_uri=uri,
+            tags=tags,
+            artifact_location=artifact_location,
+        )
+
+    @property
+    def experiment(self) -> MlflowClient:
+        # Lightning touches this before any callback could name the run: no run begins until then.
+        return super().experiment if self._named else self._mlflow_client
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        self._name("clipkit", "run")
+        super().log_metrics(metrics, step)
+
+    def log_hyperparams(self, params: dict[str, Any] | Namespace) -> None:
+        self._name("clipkit", "run")
+        super().log_hyperparams(params)
+
+    def begin(
+        self, *, experiment: str, run_name: str, params: dict[str, Any], tags: dict[str, str]
+    ) -> None:
+        """Start the run under these names, unless the constructor was given others."""
+        self._name(experiment, run_name)
+        self.tags = {**tags, **(self.tags or {})}
+        self.log_hyperparams(params)
+
+    def _name(self, experiment: str, run_name: str) -> None:
+        self._experiment_name = self._experiment_name or experiment
+        self._run_name = self._run_name or run_name
+        self._named = True
+
+    @rank_zero_only
+    def keep(self, file: Path) -> None:
+        """Store a file with the run."""
+        self.experiment.log_artifact(self.run_id, str(file))
+
+    @property
+    def where(self) -> str:
+        """Return the command or address that shows the run."""
+        if self._tracking_uri.startswith("http"):
+            return f"{self._tracking_uri}/#/experiments/{self.experiment_id}/runs/{self.run_id}"
+        return f"mlflow ui --backend-store-uri {self._tracking_uri}"
+
+
+def _refuse_unreachable(uri: str) -> None:
+    """Fail within seconds, where MLflow itself would try for four minutes."""
+    instead = f"leave it out for {DEFAULT_URI}"
+    scheme = uri.partition(":")[0]
+    if scheme in ("http", "https"):
+        try:
+            with urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=_SECONDS_TO_ANSWER):
+                return
+        except urllib.error.HTTPError:
+            return  # it answers: a proxy may hide /health, and MLflow will say what it wants
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"trainer.logger.tracking_uri: {uri} cannot be reached ({_reason(error)}); {instead}"
+            ) from error
+    elif scheme == "sqlite":
+        path = Path(uri.removeprefix("sqlite:///"))
+        try:
+            with sqlite3.connect(path, timeout=_SECONDS_TO_ANSWER) as connection:
+                connection.execute("PRAGMA user_version")
+            connection.close()
+        except sqlite3.Error as error:
+            raise UserError(
+                f"trainer.logger.tracking_uri: {uri} cannot be opened ({error}); {instead}"
+            ) from error
+    elif scheme in ("file", uri):
+        raise UserError(
+            f"trainer.logger.tracking_uri: {uri} is a file store, which MLflow has given up; "
+            f"use sqlite:///FILE, or {instead}"
+        )
+
+
+def _reason(error: Exception) -> str:
+    return str(getattr(error, "reason", "") or error)

@@ -1,0 +1,118 @@
+"""The folder of a run, chosen once by rank zero: config.yaml, metrics.jsonl, checkpoints/."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+
+from clipkit.errors import UserError
+from clipkit.tracking.config import commit, flatten, versions
+from clipkit.tracking.journal import Journal
+from clipkit.tracking.logger import MLflowLogger
+
+
+class RunFolder(Callback):
+    """Chooses ``<root>/<experiment>/<run>`` when fit begins, and tells the loggers of the run.
+
+    Args:
+        experiment: name of the experiment.
+        run_name: name of the run; where it is taken, -2, -3 and so on are appended.
+        configuration: what built the run.
+        config_yaml: the same as the text that is kept.
+        root: where experiments are kept.
+    """
+
+    def __init__(
+        self,
+        *,
+        experiment: str,
+        run_name: str,
+        configuration: dict[str, Any],
+        config_yaml: str,
+        root: str = "runs",
+    ) -> None:
+        self.experiment = experiment
+        self.run_name = run_name
+        self.configuration = configuration
+        self.config_yaml = config_yaml
+        self.root = Path(root)
+        self.path: Path | None = None
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        if stage != "fit" or self.path is not None:
+            return
+        chosen: str | UserError | None = None
+        if trainer.is_global_zero:
+            try:
+                chosen = str(self._make())
+            except UserError as error:
+                chosen = error
+        # The error travels too: a rank left waiting for a name would hang.
+        chosen = trainer.strategy.broadcast(chosen)
+        if isinstance(chosen, UserError):
+            raise chosen
+        self.path = Path(str(chosen))
+        for callback in trainer.checkpoint_callbacks:
+            if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
+                callback.dirpath = str(self.path / "checkpoints")
+        if trainer.is_global_zero:
+            self._tell_loggers(trainer)
+
+    def _make(self) -> Path:
+        parent = self.root / self.experiment
+        number = 1
+        while True:
+            name = self.run_name if number == 1 else f"{self.run_name}-{number}"
+            path = parent / name
+            try:
+                path.mkdir(parents=True, exist_ok=False)
+                (path / "config.yaml").write_text(self.config_yaml, encoding="utf-8")
+                return path.resolve()
+            except FileExistsError as error:
+                if not path.is_dir():
+                    raise UserError(
+                        f"the run folder {path} cannot be made: a file stands in its way"
+                    ) from error
+                number += 1
+            except OSError as error:
+                raise UserError(
+                    f"the run folder {path} cannot be written ({error.strerror}); work in a "
+                    "folder that you may write to"
+                ) from error
+
+    def _tell_loggers(self, trainer: L.Trainer) -> None:
+        assert self.path is not None
+        params = flatten(self.configuration)
+        tags = {
+            "clipkit.recipe": self.experiment,
+            "clipkit.run_folder": str(self.path),
+            "clipkit.world_size": str(trainer.world_size),
+            **{f"clipkit.{name}": value for name, value in versions().items()},
+        }
+        revision = commit()
+        if revision:
+            tags["mlflow.source.git.commit"] = revision
+        fingerprint = getattr(trainer.datamodule, "fingerprint", None)  # type: ignore[attr-defined]
+        if fingerprint is not None:
+            tags["clipkit.data_fingerprint"] = fingerprint()
+        for logger in trainer.loggers:
+            if isinstance(logger, Journal):
+                logger.open(self.path)
+            elif isinstance(logger, MLflowLogger):
+                logger.begin(
+                    experiment=self.experiment, run_name=self.path.name, params=params, tags=tags
+                )
+                logger.keep(self.path / "config.yaml")
+            else:
+                logger.log_hyperparams(params)
+
+
+def run_folder(trainer: L.Trainer) -> Path | None:
+    """Return the folder of the run, None where there is none (validate, hand-made trainers)."""
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, RunFolder):
+            return callback.path
+    return None

@@ -1,0 +1,342 @@
+"""Decoding, evaluation pixels and augmentation."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Resize
+from torchvision.transforms import functional as TF
+
+from clipkit.data.images import (
+    Augmentation,
+    ImageDecodeError,
+    decode_image,
+    resize_for_eval,
+    to_uint8,
+)
+from clipkit.encoders.base import Interpolation
+from clipkit.errors import UserError
+
+MODES = {"bicubic": InterpolationMode.BICUBIC, "bilinear": InterpolationMode.BILINEAR}
+EVERYTHING = Augmentation(
+    scale=(0.3, 1.0),
+    flip=0.5,
+    rotation=20.0,
+    zoom=(0.8, 1.2),
+    shift=0.1,
+    aspect=0.2,
+    brightness=0.2,
+    contrast=0.2,
+    saturation=0.2,
+    hue=0.1,
+    tint=0.2,
+    gray=0.2,
+    blur=0.5,
+    erase=0.5,
+)
+
+
+def noise(width: int, height: int, seed: int = 0) -> Image.Image:
+    values = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return Image.fromarray(values).resize((width, height))
+
+
+def smooth(size: int) -> Image.Image:
+    x, y = np.meshgrid(np.linspace(0, 255, size), np.linspace(0, 255, size))
+    return Image.fromarray(np.stack([x, y, 255 - x], axis=-1).astype(np.uint8))
+
+
+def encoded(image: Image.Image, form: str = "PNG", **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, form, **options)
+    return buffer.getvalue()
+
+
+def rng(*seed: int) -> np.random.Generator:
+    return np.random.default_rng(seed)
+
+
+@pytest.mark.parametrize(
+    "mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "HSV", "I", "F", "PA", "RGBX"]
+)
+def test_every_mode_keeps_its_colours(mode: str) -> None:
+    image = (
+        Image.new("RGB", (5, 4), (255, 255, 255))
+        .convert("L" if mode in ("PA", "F") else "RGB")
+        .convert(mode)
+    )
+    decoded = decode_image(image)
+    assert decoded.mode == "RGB"
+    assert decoded.size == (5, 4)
+    assert np.asarray(decoded).min() > 250
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        (np.array([[0, 257, 65535]], dtype=np.uint16), [0, 1, 255]),
+        (np.array([[0, 7, 255]], dtype=np.int32), [0, 7, 255]),
+        (np.array([[0, 25700, 65535]], dtype=np.int32), [0, 100, 255]),
+        (np.array([[0.0, 0.4, 1.0]], dtype=np.float32), [0, 102, 255]),
+        (np.array([[-3.0, 100.4, 300.0]], dtype=np.float32), [0, 100, 255]),
+    ],
+)
+def test_wide_pixels_become_eight_bits(values: np.ndarray, expected: list[int]) -> None:
+    assert np.asarray(decode_image(Image.fromarray(values)))[0].tolist() == [
+        [v] * 3 for v in expected
+    ]
+
+
+def test_sixteen_bit_png_file_is_scaled() -> None:
+    data = encoded(Image.fromarray(np.full((2, 2), 51400, dtype=np.uint16)))
+    assert decode_image(data).getpixel((0, 0)) == (200, 200, 200)
+
+
+def palette_with_transparency(alpha: bytes | int) -> bytes:
+    image = Image.new("P", (2, 1))
+    image.putpalette([255, 0, 0, 0, 0, 255])
+    image.putdata([0, 1])
+    return encoded(image, transparency=alpha)
+
+
+def test_transparency_is_composited_on_white() -> None:
+    clear_red = Image.new("RGBA", (2, 2), (255, 0, 0, 0))
+    assert decode_image(clear_red).getpixel((0, 0)) == (255, 255, 255)
+    assert decode_image(encoded(Image.new("RGBA", (2, 2), (255, 0, 0, 51)))).getpixel((0, 0)) == (
+        255,
+        204,
+        204,
+    )
+    assert decode_image(encoded(Image.new("LA", (2, 2), (0, 0)))).getpixel((1, 1)) == (
+        255,
+        255,
+        255,
+    )
+    for alpha in (0, bytes([0, 255])):
+        decoded = decode_image(palette_with_transparency(alpha))
+        assert [decoded.getpixel((x, 0)) for x in (0, 1)] == [(255, 255, 255), (0, 0, 255)]
+    colour_key = encoded(Image.new("RGB", (2, 2), (1, 2, 3)), transparency=(1, 2, 3))
+    assert decode_image(colour_key).getpixel((0, 0)) == (255, 255, 255)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_applied(orientation: int) -> None:
+    upright = noise(6, 4)
+    undo = {5: 5, 6: 8, 7: 7, 8: 6}.get(orientation, orientation)
+    turns = {
+        2: Image.Transpose.FLIP_LEFT_RIGHT,
+        3: Image.Transpose.ROTATE_180,
+        4: Image.Transpose.FLIP_TOP_BOTTOM,
+        5: Image.Transpose.TRANSPOSE,
+        6: Image.Transpose.ROTATE_270,
+        7: Image.Transpose.TRANSVERSE,
+        8: Image.Transpose.ROTATE_90,
+    }
+    stored = upright if orientation == 1 else upright.transpose(turns[undo])
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    decoded = decode_image(encoded(stored, exif=exif))
+    assert np.array_equal(np.asarray(decoded), np.asarray(upright))
+
+
+def test_broken_exif_does_not_lose_the_picture() -> None:
+    assert decode_image(encoded(noise(4, 4), "JPEG", exif=b"Exif\x00\x00nonsense")).size == (4, 4)
+
+
+def test_paths_bytes_and_pictures_give_the_same(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    path.write_bytes(encoded(noise(9, 7)))
+    pictures = [
+        decode_image(path),
+        decode_image(str(path)),
+        decode_image(path.read_bytes()),
+        decode_image(noise(9, 7)),
+    ]
+    assert all(np.array_equal(np.asarray(p), np.asarray(pictures[0])) for p in pictures)
+
+
+def test_decoding_leaves_the_given_picture_alone() -> None:
+    image = noise(3, 3)
+    decoded = decode_image(image)
+    decoded.putpixel((0, 0), (1, 2, 3))
+    assert np.array_equal(np.asarray(image), np.asarray(noise(3, 3)))
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"not a picture", encoded(noise(64, 64))[:500], encoded(noise(64, 64), "JPEG")[:900]],
+)
+def test_broken_bytes_raise_an_os_error_that_says_so(data: bytes) -> None:
+    with pytest.raises(ImageDecodeError, match=f"cannot decode a picture of {len(data)} bytes: ."):
+        decode_image(data)
+    assert issubclass(ImageDecodeError, OSError)
+
+
+def test_a_broken_file_is_named_and_a_missing_one_is_missing(tmp_path: Path) -> None:
+    (tmp_path / "broken.png").write_bytes(b"\x89PNG")
+    with pytest.raises(ImageDecodeError, match=r"broken\.png"):
+        decode_image(str(tmp_path / "broken.png"))
+    with pytest.raises(FileNotFoundError, match=r"none\.png"):
+        decode_image(str(tmp_path / "none.png"))
+
+
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+@pytest.mark.parametrize(
+    ("width", "height"), [(64, 64), (130, 97), (97, 131), (33, 500), (1, 1), (1, 7), (41, 20)]
+)
+def test_evaluation_pixels_are_torchvisions(
+    width: int, height: int, interpolation: Interpolation
+) -> None:
+    image = noise(width, height)
+    for size in (32, 65):
+        shortest = Compose([Resize(size, MODES[interpolation]), CenterCrop(size)])
+        squash = Resize((size, size), MODES[interpolation])
+        ours = resize_for_eval(image, size, "shortest", interpolation)
+        assert np.array_equal(np.asarray(ours), np.asarray(shortest(image)))
+        ours = resize_for_eval(image, size, "squash", interpolation)
+        assert np.array_equal(np.asarray(ours), np.asarray(squash(image)))
+
+
+def test_an_endless_strip_is_cut_before_it_is_resized() -> None:
+    ours = resize_for_eval(Image.new("RGB", (100_000, 1), (9, 9, 9)), 224)
+    assert ours.size == (224, 224)
+    assert ours.getpixel((0, 0)) == (9, 9, 9)
+
+
+def test_to_uint8_is_channels_first_and_owns_its_memory() -> None:
+    image = noise(5, 3)
+    pixels = to_uint8(image)
+    assert pixels.shape == (3, 3, 5)
+    assert pixels.dtype == torch.uint8
+    assert np.array_equal(pixels.permute(1, 2, 0).numpy(), np.asarray(image))
+    pixels.zero_()
+
+
+def test_default_crop_is_clips(monkeypatch: pytest.MonkeyPatch) -> None:
+    boxes = []
+    crop = Image.Image.crop
+
+    def recorded(image: Image.Image, box: tuple[int, int, int, int]) -> Image.Image:
+        boxes.append(box)
+        return crop(image, box)
+
+    monkeypatch.setattr(Image.Image, "crop", recorded)
+    image = smooth(200)
+    for index in range(300):
+        view = Augmentation()(image, 32, "bicubic", rng(0, index))
+        left, top, right, bottom = boxes[-1]
+        same = TF.resized_crop(
+            image, top, left, bottom - top, right - left, [32, 32], MODES["bicubic"]
+        )
+        assert torch.equal(view, to_uint8(same))
+    left, top, right, bottom = np.array(boxes[::2]).T
+    area, ratio = (right - left) * (bottom - top) / 200**2, (right - left) / (bottom - top)
+    assert 0.89 < area.min() < 0.91
+    assert area.max() <= 1.0
+    assert 0.75 < ratio.min() < 0.95
+    assert 1.05 < ratio.max() < 4 / 3
+    assert left.min() == 0
+    assert right.max() == 200
+
+
+def test_view_depends_on_the_generator_alone() -> None:
+    image = noise(80, 60)
+    views = [EVERYTHING(image, 48, "bicubic", rng(1, 2, 3)) for _ in range(2)]
+    assert torch.equal(*views)
+    assert views[0].shape == (3, 48, 48)
+    assert views[0].dtype == torch.uint8
+    assert not torch.equal(views[0], EVERYTHING(image, 48, "bicubic", rng(1, 2, 4)))
+    generators = [rng(5), rng(5)]
+    Augmentation()(image, 48, "bicubic", generators[0])
+    EVERYTHING(image, 48, "bicubic", generators[1])
+    assert generators[0].random() == generators[1].random()
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 50), (50, 1), (2, 3), (300, 20)])
+@pytest.mark.parametrize("fill", ["white", "edge"])
+def test_tiny_and_thin_pictures_survive_everything(size: tuple[int, int], fill: str) -> None:
+    image = Image.new("RGB", size, (255, 255, 255))
+    for index in range(20):
+        view = Augmentation(rotation=180, zoom=(0.2, 5.0), shift=1.0, aspect=2.0, fill=fill)(
+            image, 16, "bilinear", rng(index)
+        )
+        assert view.shape == (3, 16, 16)
+        assert view.min() == 255
+
+
+def test_geometry_without_movement_is_the_picture_itself() -> None:
+    image = smooth(64)
+    still = Augmentation(scale=(1.0, 1.0), ratio=(1.0, 1.0), rotation=1e-9)(
+        image, 64, "bicubic", rng(0)
+    )
+    assert (still.int() - to_uint8(image).int()).abs().max() <= 1
+    half = Augmentation(scale=(1.0, 1.0), ratio=(1.0, 1.0), rotation=1e-9)(
+        image, 32, "bicubic", rng(0)
+    )
+    assert (half.int() - to_uint8(resize_for_eval(image, 32)).int()).abs().max() <= 1
+    for extra in ({}, {"rotation": 1e-9}):
+        mirrored = Augmentation(scale=(1.0, 1.0), ratio=(1.0, 1.0), flip=1.0, **extra)(
+            image, 64, "bicubic", rng(0)
+        )
+        assert (mirrored.int() - to_uint8(image).flip(-1).int()).abs().max() <= 1
+
+
+@pytest.mark.parametrize(("fill", "corner"), [("white", 255), ("edge", 40)])
+def test_what_lies_outside_is_filled(fill: str, corner: int) -> None:
+    shrink = Augmentation(
+        scale=(1.0, 1.0), ratio=(1.0, 1.0), zoom=(0.5, 0.5), rotation=45, fill=fill
+    )
+    view = shrink(Image.new("RGB", (40, 40), (40, 40, 40)), 40, "bicubic", rng(0))
+    assert view[0, 0, 0] == corner
+    assert view[0, 20, 20] == 40
+
+
+def test_colour_changes_what_it_says() -> None:
+    image = smooth(16)
+
+    def mean(**changes: object) -> list[float]:
+        whole = {"scale": (1.0, 1.0), "ratio": (1.0, 1.0)}
+        view = Augmentation(**whole, **changes)(image, 16, "bicubic", rng(0))
+        return view.float().mean((1, 2)).tolist()
+
+    assert np.ptp(mean(gray=1.0)) < 1
+    assert mean(contrast=0.5) == pytest.approx(mean(), abs=2.0)
+    assert np.ptp(np.subtract(mean(tint=0.5), mean())) > 5
+    brighter = np.divide(mean(brightness=0.3), mean())
+    assert np.ptp(brighter) < 0.02
+    assert 0.7 <= brighter[0] <= 1.3
+    weights = (0.299, 0.587, 0.114)
+    for changes in ({"hue": 0.1}, {"saturation": 0.3}):
+        assert np.dot(mean(**changes), weights) == pytest.approx(np.dot(mean(), weights), abs=2.0)
+
+
+def test_blur_and_erase() -> None:
+    image = noise(32, 32)
+    whole = {"scale": (1.0, 1.0), "ratio": (1.0, 1.0)}
+    blurred = Augmentation(**whole, blur=1.0, blur_radius=(2.0, 2.0))(image, 32, "bicubic", rng(0))
+    assert blurred.float().std() < 0.5 * to_uint8(image).float().std()
+    erased = Augmentation(**whole, erase=1.0, erase_area=(0.25, 0.25))(image, 32, "bicubic", rng(0))
+    covered = (erased != to_uint8(image)).any(0)
+    assert 0.2 < covered.float().mean() < 0.3
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("flip", 1.5),
+        ("scale", (0.0, 1.0)),
+        ("scale", (1.0, 0.5)),
+        ("ratio", (0.0, 1.0)),
+        ("rotation", -1.0),
+        ("hue", 0.7),
+        ("fill", "black"),
+        ("blur_radius", (1.0,)),
+        ("brightness", -0.1),
+    ],
+)
+def test_a_value_out_of_range_names_its_key(field: str, value: object) -> None:
+    with pytest.raises(UserError, match=rf"^data\.augment\.{field}: .* is not "):
+        Augmentation(**{field: value})
