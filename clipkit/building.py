@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import sys
 import tempfile
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -38,6 +40,12 @@ EXAMPLES = {
     "validate": "clipkit validate --ckpt_path runs/pairs/pairs/checkpoints/last.ckpt",
     "test": "clipkit test --ckpt_path runs/pairs/pairs/checkpoints/last.ckpt",
 }
+LIGHTNINGS_NOISE = (
+    r".*isinstance\(treespec, LeafSpec\).*",  # torch's deprecation of what Lightning 2.6 calls
+    r".*is smaller than the logging interval.*",  # short epochs are fine: steps count across them
+    r".*does not have many workers.*",
+    r".*Starting from v1.9.0, `tensorboardX`.*",
+)
 CONFIG_OPTIONS = ("-c", "--config")
 
 
@@ -178,6 +186,11 @@ class ClipkitCLI(LightningCLI):
 
 def run(words: Sequence[str], *, trust: Sequence[str] = ()) -> int:
     """Run one of Lightning's verbs from command-line words."""
+    # Lightning's own news (devices it did not find, products it recommends) is not the user's.
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for noise in LIGHTNINGS_NOISE:
+        warnings.filterwarnings("ignore", message=noise)
     try:
         ClipkitCLI(words, trust=trust)
     except SystemExit as stop:

@@ -33,6 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words, debug = _take_flag(words, "--debug")
     try:
         words, trust = _take_values(words, "--trust")
+        _speak()
         return _run(words, trust)
     except UserError as error:
         if debug:
@@ -68,6 +69,19 @@ def _lightning(words: list[str], trust: list[str]) -> int:
     from clipkit.building import run
 
     return run(words, trust=trust)
+
+
+def _speak() -> None:
+    """Print what clipkit has to say, on the first rank only, and as it says it."""
+    import logging
+
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    logger = logging.getLogger("clipkit")
+    logger.handlers = [handler]
+    logger.propagate = False
+    first = all(os.environ.get(name, "0") == "0" for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK"))
+    logger.setLevel(logging.INFO if first else logging.WARNING)
 
 
 def _tokenizer(words: list[str], trust: list[str]) -> int:

@@ -37,17 +37,17 @@ def nasty_captions(count: int, *, seed: int = 0) -> list[str]:
     old = unicodedata.ucd_3_2_0  # what every table of Unicode knows
     known = [chr(c) for c in range(0x30000) if old.category(chr(c)) not in ("Cn", "Cs")]
     fragments = [
-        *"Don't IT'S we'RE they'VE I'M she'LL he'D 'S''s 'ſ it'ſ ’s ‘Tis o'clock rock'n'roll".split(),
+        *"Don't IT'S we'RE they'VE I'M she'LL he'D 'S''s 'ſ it'ſ ’s ‘Tis rock'n'roll".split(),
         *"İstanbul ΟΔΟΣ ὈΔΥΣΣΕΎΣ Σ ſtraße STRASSE ẞ ŉ ǰ Ⅷ ⅷ K Å Å ﬃ ﬁsh Ⓐ DŽ Dž".split(),
         *"123 3.14 1,000 ١٢٣ १२३ ½ ² ① 2D 4K x86_64 1st 20°C $5 € %20 -_- … — ¯\\_(ツ)_/¯".split(),
         *"привет мир שלום مرحبا नमस्ते 你好，世界 こんにちは ｶﾀｶﾅ ＦＵＬＬ 안녕 ไทย ትግርኛ".split(),
-        *"é e\u0301 n\u0303 a\u0300\u0323 q\u0307\u0323 Ǡ 각 \u1100\u1161\u11a8 Z\u0338\u0322a\u0360l".split(),
-        *"👍 👍🏽 🏴\u200d☠\ufe0f 👩\u200d👩\u200d👧\u200d👦 🇩🇪 ❤\ufe0f ☺\ufe0e 1\ufe0f\u20e3 \U000e007f".split(),
+        *"é e\u0301 n\u0303 a\u0300\u0323 Ǡ 각 \u1100\u1161\u11a8 Z\u0338\u0322".split(),
+        *"👍 👍🏽 🏴\u200d☠\ufe0f 👩\u200d👧\u200d👦 🇩🇪 ❤\ufe0f 1\ufe0f\u20e3 \U000e007f".split(),
         *"&amp; &lt;b&gt; &amp;amp; &amp;lt;i&amp;gt; &eacute; &EACUTE; &#39; &#x1F600;".split(),
         *"&nbsp; &amp;#39;s &notit; &copy &; &#; &#0; &#150; &#xD800; AT&T R&D &frac12;".split(),
-        *"schÃ¶n cafÃ© â€œquotedâ€\x9d itâ€™s Ã¢â‚¬â„¢ naÃ¯ve ðŸ˜\x8d Ð¿Ñ€Ð¸Ð²ÐµÑ‚ l\x92été".split(),
+        *"schÃ¶n cafÃ© â€œquotedâ€\x9d itâ€™s Ã¢â‚¬â„¢ naÃ¯ve ðŸ˜\x8d Ð¿Ñ€Ð¸Ð² l\x92été".split(),
         *"<start_of_text> <end_of_text> <|endoftext|> <START_OF_TEXT> a<end_of_text>b".split(),
-        *"</w> w</w> <br/> {} ``a'' ((( ))) !!! ... @user #tag https://a.b/c?d=e&f=g _a_b_ \\n".split(),
+        *"</w> w</w> <br/> {} ``a'' ((( ))) !!! ... @user #tag https://a.b/c?d=e&f=g _a_b_".split(),
         *["\u200b", "\u200d", "\ufeff", "\u00ad", "\u2060", "\u202e", "\u180e", "\ufffd", "\xa0"],
         *["\t", "\n", "\r\n", "\v", "\f", "\x1c", "\x85", "\u2003", "\u2028", "\u3000", "", "   "],
         *["\x00", "\x01", "\x1b[31m", "\x1b", "\x7f", "\x80", "\x9f", "\ud83d\ude00", "\ud800"],
@@ -321,26 +321,26 @@ def test_padding_with_the_end_token_as_clip_of_the_hub(beside: str, tmp_path: Pa
 @pytest.mark.parametrize("template", ["", "</s> $A"])
 def test_tokenizer_without_an_end_token_is_refused(template: str, tmp_path: Path) -> None:
     unigram(template).save(str(tmp_path / "tokenizer.json"))
-    with pytest.raises(UserError, match="model.tokenizer.path .* no end token"):
+    with pytest.raises(UserError, match=r"model.tokenizer.path .* no end token"):
         Tokenizer(str(tmp_path))
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"{}", b"\xff\xfe", b'{"padding": {}}'])
 def test_broken_file(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_bytes(content)
-    with pytest.raises(UserError, match="model.tokenizer.path"):
+    with pytest.raises(UserError, match=r"model.tokenizer.path"):
         Tokenizer(str(tmp_path))
 
 
 def test_wrong_arguments(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="model.tokenizer.path .* no tokenizer.json"):
+    with pytest.raises(UserError, match=r"model.tokenizer.path .* no tokenizer.json"):
         Tokenizer(str(tmp_path))
     for path in (str(tmp_path / "missing.json"), "missing.json", "a/b/c", "", "~/no such"):
-        with pytest.raises(UserError, match="model.tokenizer.path .* no such file"):
+        with pytest.raises(UserError, match=r"model.tokenizer.path .* no such file"):
             Tokenizer(path)
-    with pytest.raises(UserError, match="model.tokenizer.context_length is 2"):
+    with pytest.raises(UserError, match=r"model.tokenizer.context_length is 2"):
         Tokenizer(context_length=2)
-    with pytest.raises(UserError, match="model.tokenizer.clean is 'upper'"):
+    with pytest.raises(UserError, match=r"model.tokenizer.clean is 'upper'"):
         Tokenizer(clean="upper")  # type: ignore[arg-type]
 
 
@@ -367,7 +367,7 @@ def test_hub_id_from_the_cache(hub_cache: Path) -> None:
 
 @pytest.mark.usefixtures("hub_cache")
 def test_hub_id_that_cannot_be_read(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(UserError, match="model.tokenizer.path is 'some/one'.* the hub cannot"):
+    with pytest.raises(UserError, match=r"model.tokenizer.path is 'some/one'.* the hub cannot"):
         Tokenizer("some/one")
     assert Tokenizer("some/one", fallback="english").name == "english"
     assert len(capsys.readouterr().out.splitlines()) == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Iterator
@@ -9,11 +10,12 @@ from collections.abc import Iterator
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
-from lightning.pytorch.utilities import rank_zero_only
 
 from clipkit.callbacks.zero_shot import ZeroShot
 from clipkit.module import CLIPModule
 from clipkit.tracking import MLflowLogger, run_folder
+
+log = logging.getLogger(__name__)
 
 SHOWN = {
     "zeroshot": ("top1", "top5", "mean_class_top1"),
@@ -48,11 +50,11 @@ class Console(Callback):
         self._began = self._said = time.monotonic()
         assert isinstance(pl_module, CLIPModule)
         for line in _beginning(trainer, pl_module):
-            _say(line)
+            log.info(line)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         for table in _tables(_latest(trainer)):
-            _say(f"before the first step\n{table}")
+            log.info(f"before the first step\n{table}")
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: object) -> None:
         now = time.monotonic()
@@ -64,13 +66,13 @@ class Console(Callback):
         self._said = now
         total = trainer.num_training_batches
         batch = trainer.fit_loop.batch_idx + 1
-        _say(f"{_epoch(trainer)}  batch {batch}/{total}  loss {float(loss):.3f}")
+        log.info(f"{_epoch(trainer)}  batch {batch}/{total}  loss {float(loss):.3f}")
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.sanity_checking:
             return
         if trainer.state.fn != "fit":
-            _say(_exact(trainer))
+            log.info(_exact(trainer))
             return
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
         minutes, seconds = divmod(round(time.monotonic() - self._began), 60)
@@ -78,18 +80,18 @@ class Console(Callback):
         parts += [
             f"{name} {metrics[name]:.3f}" for name in ("train/loss", "val/loss") if name in metrics
         ]
-        _say("  ".join(parts))
+        log.info("  ".join(parts))
         for table in _tables(metrics):
-            _say(table)
+            log.info(table)
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        _say(_exact(trainer))
+        log.info(_exact(trainer))
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         for table in _tables(_latest(trainer, when="end")):
-            _say(f"at the end\n{table}")
+            log.info(f"at the end\n{table}")
         for line in _summary(trainer, time.monotonic() - self._began):
-            _say(line)
+            log.info(line)
 
 
 def _beginning(trainer: L.Trainer, module: CLIPModule) -> Iterator[str]:
@@ -194,8 +196,3 @@ def _exact(trainer: L.Trainer) -> str:
 def _epoch(trainer: L.Trainer) -> str:
     total = f"/{trainer.max_epochs}" if (trainer.max_epochs or 0) > 0 else ""
     return f"epoch {trainer.current_epoch + 1}{total}"
-
-
-@rank_zero_only
-def _say(text: str) -> None:
-    print(text, flush=True)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import logging
+import os
+
 import lightning as L
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities import rank_zero_only
 
 from clipkit.tracking import run_folder
 
 FILE = "interrupted.ckpt"
+
+log = logging.getLogger(__name__)
 
 
 class SaveOnInterrupt(Callback):
@@ -22,12 +26,7 @@ class SaveOnInterrupt(Callback):
         begun = trainer.state.fn == TrainerFn.FITTING and trainer.global_step > 0
         if not isinstance(exception, KeyboardInterrupt) or folder is None or not begun:
             return
-        path = folder / "checkpoints" / FILE
+        path = os.path.relpath(folder / "checkpoints" / FILE)
         trainer.save_checkpoint(path)
-        _say(f"\nstopped at step {trainer.global_step}; saved {path}")
-        _say(f"go on with: clipkit fit --ckpt_path {path}")
-
-
-@rank_zero_only
-def _say(line: str) -> None:
-    print(line, flush=True)
+        log.info("stopped at step %d; saved %s", trainer.global_step, path)
+        log.info("go on with: clipkit fit --ckpt_path %s", path)

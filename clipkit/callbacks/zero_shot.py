@@ -105,10 +105,10 @@ class ZeroShot(Callback):
         if trainer.sanity_checking:
             return
         if trainer.state.fn != TrainerFn.FITTING or self._is_due(trainer):
-            pl_module.log_dict(self._evaluate(trainer, pl_module, "epoch"))
+            pl_module.log_dict(_exactly(self._evaluate(trainer, pl_module, "epoch")))
         else:
             # The checkpoint callback wants its metric every epoch; the loggers do not.
-            pl_module.log_dict(self.latest("epoch"), logger=False)
+            pl_module.log_dict(_exactly(self.latest("epoch")), logger=False)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._settle_outcomes(trainer)
@@ -116,7 +116,7 @@ class ZeroShot(Callback):
         _log_directly(trainer, metrics, step=trainer.global_step)
 
     def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        pl_module.log_dict(self._evaluate(trainer, pl_module, "end"))
+        pl_module.log_dict(_exactly(self._evaluate(trainer, pl_module, "end")))
 
     def _is_due(self, trainer: L.Trainer) -> bool:
         epoch = trainer.current_epoch + 1
@@ -272,6 +272,11 @@ def _write(path: Path, outcomes: list[Outcome], *, step: int) -> None:
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(table.replace_schema_metadata({"step": str(step)}), path)
+
+
+def _exactly(metrics: dict[str, float]) -> dict[str, Tensor]:
+    # A plain float would be rounded to float32 on its way to the loggers.
+    return {name: torch.tensor(value, dtype=torch.float64) for name, value in metrics.items()}
 
 
 def _log_directly(trainer: L.Trainer, metrics: dict[str, float], *, step: int) -> None:

@@ -7,6 +7,7 @@ and tokenizer are read from the module that is trained; constructor arguments se
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 from abc import abstractmethod
 from collections.abc import Sequence
@@ -15,7 +16,6 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypedDict
 import lightning as L
 import numpy as np
 import torch
-from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -27,6 +27,8 @@ from clipkit.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from clipkit.data.rows import Rows
+
+log = logging.getLogger(__name__)
 
 CaptionPolicy = Literal["random", "first", "longest", "all"]
 TRAIN, VALIDATION, TEST = "train", "validation", "test"
@@ -123,7 +125,7 @@ class PairDataModule(L.LightningDataModule):
     # --- Lightning's hooks -------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
-        rank_zero_info(self.describe())
+        log.info(self.describe())
         splits = {"fit": (TRAIN, VALIDATION), "validate": (VALIDATION,), "test": (TEST,)}
         for split in splits.get(stage, ()):
             self._load_once(split)
@@ -179,7 +181,7 @@ class PairDataModule(L.LightningDataModule):
                     "the training split"
                 )
             smaller = num_pairs // 2 // world_size * world_size
-            rank_zero_info(
+            log.info(
                 f"data: {num_pairs} training pairs cannot fill a batch of {self.batch_size}; "
                 f"data.batch_size is {smaller}"
             )

@@ -64,7 +64,9 @@ class TimmImageEncoder(ImageEncoder):
             raise UserError(
                 f"{KEY}.image_size: {size} is not a size, accepted are whole numbers above 0"
             )
-        trunk = _create(timm, name, native_size if pretrained else size, options, pretrained=pretrained)
+        trunk = _create(
+            timm, name, native_size if pretrained else size, options, pretrained=pretrained
+        )
         if pretrained and size != native_size and config.fixed_input_size:
             hub_weights = trunk.state_dict()
             trunk = _create(timm, name, size, options)

@@ -2,12 +2,18 @@
 
 import io
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Resize
+from torchvision.transforms import (  # type: ignore[import-untyped]
+    CenterCrop,
+    Compose,
+    InterpolationMode,
+    Resize,
+)
 from torchvision.transforms import functional as TF
 
 from clipkit.data.images import (
@@ -21,6 +27,7 @@ from clipkit.encoders.base import Interpolation
 from clipkit.errors import UserError
 
 MODES = {"bicubic": InterpolationMode.BICUBIC, "bilinear": InterpolationMode.BILINEAR}
+WHOLE: dict[str, Any] = {"scale": (1.0, 1.0), "ratio": (1.0, 1.0)}
 EVERYTHING = Augmentation(
     scale=(0.3, 1.0),
     flip=0.5,
@@ -49,7 +56,7 @@ def smooth(size: int) -> Image.Image:
     return Image.fromarray(np.stack([x, y, 255 - x], axis=-1).astype(np.uint8))
 
 
-def encoded(image: Image.Image, form: str = "PNG", **options: object) -> bytes:
+def encoded(image: Image.Image, form: str = "PNG", **options: Any) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, form, **options)
     return buffer.getvalue()
@@ -257,7 +264,9 @@ def test_view_depends_on_the_generator_alone() -> None:
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 50), (50, 1), (2, 3), (300, 20)])
 @pytest.mark.parametrize("fill", ["white", "edge"])
-def test_tiny_and_thin_pictures_survive_everything(size: tuple[int, int], fill: str) -> None:
+def test_tiny_and_thin_pictures_survive_everything(
+    size: tuple[int, int], fill: Literal["white", "edge"]
+) -> None:
     image = Image.new("RGB", size, (255, 255, 255))
     for index in range(20):
         view = Augmentation(rotation=180, zoom=(0.2, 5.0), shift=1.0, aspect=2.0, fill=fill)(
@@ -269,26 +278,19 @@ def test_tiny_and_thin_pictures_survive_everything(size: tuple[int, int], fill: 
 
 def test_geometry_without_movement_is_the_picture_itself() -> None:
     image = smooth(64)
-    still = Augmentation(scale=(1.0, 1.0), ratio=(1.0, 1.0), rotation=1e-9)(
-        image, 64, "bicubic", rng(0)
-    )
-    assert (still.int() - to_uint8(image).int()).abs().max() <= 1
-    half = Augmentation(scale=(1.0, 1.0), ratio=(1.0, 1.0), rotation=1e-9)(
-        image, 32, "bicubic", rng(0)
-    )
-    assert (half.int() - to_uint8(resize_for_eval(image, 32)).int()).abs().max() <= 1
-    for extra in ({}, {"rotation": 1e-9}):
-        mirrored = Augmentation(scale=(1.0, 1.0), ratio=(1.0, 1.0), flip=1.0, **extra)(
-            image, 64, "bicubic", rng(0)
-        )
+    still: dict[str, Any] = WHOLE | {"rotation": 1e-9}
+    for size in (64, 32):
+        view = Augmentation(**still)(image, size, "bicubic", rng(0))
+        expected = to_uint8(resize_for_eval(image, size))
+        assert (view.int() - expected.int()).abs().max() <= 1
+    for fields in (WHOLE, still):
+        mirrored = Augmentation(**fields, flip=1.0)(image, 64, "bicubic", rng(0))
         assert (mirrored.int() - to_uint8(image).flip(-1).int()).abs().max() <= 1
 
 
 @pytest.mark.parametrize(("fill", "corner"), [("white", 255), ("edge", 40)])
-def test_what_lies_outside_is_filled(fill: str, corner: int) -> None:
-    shrink = Augmentation(
-        scale=(1.0, 1.0), ratio=(1.0, 1.0), zoom=(0.5, 0.5), rotation=45, fill=fill
-    )
+def test_what_lies_outside_is_filled(fill: Literal["white", "edge"], corner: int) -> None:
+    shrink = Augmentation(**WHOLE, zoom=(0.5, 0.5), rotation=45, fill=fill)
     view = shrink(Image.new("RGB", (40, 40), (40, 40, 40)), 40, "bicubic", rng(0))
     assert view[0, 0, 0] == corner
     assert view[0, 20, 20] == 40
@@ -297,9 +299,8 @@ def test_what_lies_outside_is_filled(fill: str, corner: int) -> None:
 def test_colour_changes_what_it_says() -> None:
     image = smooth(16)
 
-    def mean(**changes: object) -> list[float]:
-        whole = {"scale": (1.0, 1.0), "ratio": (1.0, 1.0)}
-        view = Augmentation(**whole, **changes)(image, 16, "bicubic", rng(0))
+    def mean(**changes: Any) -> list[float]:
+        view = Augmentation(**WHOLE, **changes)(image, 16, "bicubic", rng(0))
         return view.float().mean((1, 2)).tolist()
 
     assert np.ptp(mean(gray=1.0)) < 1
@@ -315,10 +316,9 @@ def test_colour_changes_what_it_says() -> None:
 
 def test_blur_and_erase() -> None:
     image = noise(32, 32)
-    whole = {"scale": (1.0, 1.0), "ratio": (1.0, 1.0)}
-    blurred = Augmentation(**whole, blur=1.0, blur_radius=(2.0, 2.0))(image, 32, "bicubic", rng(0))
+    blurred = Augmentation(**WHOLE, blur=1.0, blur_radius=(2.0, 2.0))(image, 32, "bicubic", rng(0))
     assert blurred.float().std() < 0.5 * to_uint8(image).float().std()
-    erased = Augmentation(**whole, erase=1.0, erase_area=(0.25, 0.25))(image, 32, "bicubic", rng(0))
+    erased = Augmentation(**WHOLE, erase=1.0, erase_area=(0.25, 0.25))(image, 32, "bicubic", rng(0))
     covered = (erased != to_uint8(image)).any(0)
     assert 0.2 < covered.float().mean() < 0.3
 
@@ -337,6 +337,6 @@ def test_blur_and_erase() -> None:
         ("brightness", -0.1),
     ],
 )
-def test_a_value_out_of_range_names_its_key(field: str, value: object) -> None:
+def test_a_value_out_of_range_names_its_key(field: str, value: Any) -> None:
     with pytest.raises(UserError, match=rf"^data\.augment\.{field}: .* is not "):
         Augmentation(**{field: value})

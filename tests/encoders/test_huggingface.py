@@ -17,7 +17,12 @@ from clipkit.tokenizer import TextContract
 
 transformers = pytest.importorskip("transformers", reason="needs the extra huggingface")
 
-BERT = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+BERT = {
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+}
 ROWS = {"max_position_embeddings": 12}
 ROBERTA_ROWS = {"max_position_embeddings": 14}  # counted from the padding id on: 12 are left
 CONFIGS: dict[str, dict[str, Any]] = {
@@ -127,7 +132,9 @@ def test_a_folder_that_lacks_tensors_is_refused(tmp_path: Path) -> None:
     model = build("bert").model
     tensors = {name: t for name, t in model.state_dict().items() if "layer.1" not in name}
     model.save_pretrained(tmp_path, state_dict=tensors)
-    with pytest.raises(UserError, match=r"lacks 16 of the model's tensors, such as encoder\.layer\.1"):
+    with pytest.raises(
+        UserError, match=r"lacks 16 of the model's tensors, such as encoder\.layer\.1"
+    ):
         HuggingFaceTextEncoder(contract(), name=str(tmp_path))
 
 

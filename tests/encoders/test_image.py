@@ -92,7 +92,10 @@ def test_any_size_that_the_model_can_take() -> None:
         ({"name": "test_vit.gold"}, r"name: test_vit\.gold .* accepted tags: r160_in1k"),
         ({"name": "test_vit", "image_size": 70}, r"image_size: test_vit .* 70, .* multiples of 16"),
         ({"name": "test_vit", "image_size": 0}, r"image_size: 0 .* above 0"),
-        ({"name": "test_resnet", "patch_drop_ratio": 0.5}, r"patch_drop_ratio: test_resnet .* is 0"),
+        (
+            {"name": "test_resnet", "patch_drop_ratio": 0.5},
+            r"patch_drop_ratio: test_resnet .* is 0",
+        ),
         ({"name": "test_vit", "drop_path_ratio": 1.5}, r"drop_path_ratio: 1\.5 .* 0 to below 1"),
         ({"name": "test_vit", "mean": [0.5]}, r"mean: \[0\.5\] .* three numbers"),
         ({"name": "test_vit", "std": [0.5, 0.5, 0.0]}, r"std: .* three numbers above 0"),
@@ -127,7 +130,9 @@ def test_weights_from_a_local_file(form: str, tmp_path: Path) -> None:
     elif form == "open_clip.pt":
         torch.save({"epoch": 3, "state_dict": open_clip_file(tensors)}, path)
     else:
-        torch.save({"state_dict": {f"image_encoder.trunk.{k}": v for k, v in tensors.items()}}, path)
+        torch.save(
+            {"state_dict": {f"image_encoder.trunk.{k}": v for k, v in tensors.items()}}, path
+        )
     encoder = TimmImageEncoder("test_vit", weights=str(path))
     images = pictures(160)
     with torch.no_grad():

@@ -84,7 +84,9 @@ def test_frozen_batch_norm_stays_as_it_is_and_the_open_one_learns() -> None:
     before = copy.deepcopy(encoder.state_dict())
     encoder.train()(inputs)
     norms = {n: m for n, m in encoder.named_modules() if isinstance(m, nn.BatchNorm2d)}
-    changed = {n for n in norms if not torch.equal(norms[n].running_mean, before[f"{n}.running_mean"])}
+    changed = {
+        n for n in norms if not torch.equal(norms[n].running_mean, before[f"{n}.running_mean"])
+    }
     assert changed == {n for n in norms if norms[n].training}
     assert changed
     assert changed < set(norms)
@@ -101,7 +103,9 @@ def test_a_locked_tower_gives_the_same_features_in_training_as_in_evaluation() -
 
 def test_more_open_groups_than_there_are() -> None:
     encoder, _ = build("TextTransformer")
-    with pytest.raises(UserError, match=r"model\.lock_text: 5 .* 0 \(all locked\) to 4 \(all open\)"):
+    with pytest.raises(
+        UserError, match=r"model\.lock_text: 5 .* 0 \(all locked\) to 4 \(all open\)"
+    ):
         lock(encoder, 5)
     lock(encoder, 4)
     assert all(parameter.requires_grad for parameter in encoder.parameters())

@@ -150,6 +150,15 @@ def test_an_image_without_text_is_a_candidate_and_no_query() -> None:
     assert outcomes.text_to_image.num_candidates == 3
 
 
+def test_right_answers_within_the_tolerance_share_the_first_place() -> None:
+    nearness = torch.tensor([0.5, 0.5 + 4e-7, 0.5 + 2e-7], dtype=torch.float64)
+    texts = torch.stack([nearness, (1 - nearness**2).sqrt()], dim=1)
+    outcomes = retrieve(torch.eye(2).double(), texts, torch.tensor([0, 0, 1])).image_to_text
+    assert float(outcomes.hit1[0]) == pytest.approx(2 / 3)
+    assert float(outcomes.rank[0]) == pytest.approx(4 / 3)
+    assert outcomes.tied[0]
+
+
 def test_groups_are_the_images() -> None:
     outcomes = retrieve(torch.eye(3), torch.eye(3)[[2, 0, 2]], torch.tensor([2, 0, 2]))
     assert outcomes.image_to_text.groups.tolist() == [0, 2]

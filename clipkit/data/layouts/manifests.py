@@ -74,10 +74,9 @@ def read_metadata(request: Request, root: str, files: Sequence[str]) -> Found:
         splits.setdefault(_split_of_folder(folder, alone=len(lists) == 1), []).append(path)
     kinds = sorted({os.path.basename(path) for path in lists})
     found = read_manifests(request, root, splits, f"pictures with {' and '.join(kinds)}")
-    listed = {readable(path) for rows in found.splits.values() for path in rows.image_files()}
-    top = os.path.abspath(root)
+    listed = {_spot(path) for rows in found.splits.values() for path in rows.image_files()}
     images = [path for path in files if is_image(path)]
-    unlisted = [path for path in images if readable(os.path.join(top, path)) not in listed]
+    unlisted = [path for path in images if _spot(os.path.join(root, path)) not in listed]
     note = f"{len(unlisted):,} pictures are not in {kinds[0]} ({named(unlisted)})"
     if len(unlisted) > MAX_INCOMPLETE_RATIO * len(images):
         raise request.error(
@@ -187,6 +186,10 @@ def _splits_of_rows(paths: Sequence[str], table: pa.Table) -> list[str] | None:
         if values and usual:
             return [split_name(value) for value in values]
     return None
+
+
+def _spot(path: str) -> str:
+    return readable(os.path.abspath(path))
 
 
 def _split_of_folder(folder: str, *, alone: bool) -> str:

@@ -262,4 +262,9 @@ def _map(file: str) -> pa.Table:
 
 def _unreadable(file: str, error: Exception) -> UserError:
     kind = "parquet" if suffix(file) == ".parquet" else "arrow"
-    return UserError(f"{file!r} cannot be read as {kind}: {str(error).splitlines()[0]}")
+    reason = next(iter(str(error).splitlines()), type(error).__name__)
+    if os.path.isfile(file):
+        with open(file, "rb") as stream:
+            if stream.read(40).startswith(b"version https://git-lfs"):
+                reason = "it is a Git LFS pointer; `git lfs pull` fetches the file"
+    return UserError(f"{file!r} cannot be read as {kind}: {reason}")

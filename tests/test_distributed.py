@@ -1,0 +1,106 @@
+"""Two gloo processes give the gradients of one process with the whole batch, in float64."""
+
+import tempfile
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import nn
+from torch.nn import functional as F
+
+from clipkit.distributed import gather, gather_ragged
+from clipkit.losses import Ids, InfoNCELoss, SigLIPLoss
+from clipkit.temperature import Temperature
+
+BATCH, DIM = 8, 5
+CASES = [
+    InfoNCELoss(label_smoothing=0.1),
+    InfoNCELoss(duplicates="positive"),
+    SigLIPLoss(),
+    SigLIPLoss(duplicates="positive"),
+]
+
+
+def towers():
+    torch.manual_seed(0)
+    model = nn.ModuleDict(
+        {"image": nn.Linear(7, DIM), "text": nn.Linear(7, DIM), "temperature": Temperature(bias=-2.0)}
+    )
+    return model.double()
+
+
+def pairs():
+    generator = torch.Generator().manual_seed(1)
+    images, texts = (
+        torch.randn(BATCH, 7, generator=generator, dtype=torch.float64) for _ in range(2)
+    )
+    captions = torch.tensor([0, 1, 2, 3, 1, 5, 0, 7])  # repeats across the two halves
+    return images, texts, Ids(captions, torch.arange(100, 100 + BATCH))
+
+
+def gradients(loss, rank, world_size):
+    """Gradients of this rank's loss, averaged over ranks as DDP does."""
+    model = towers()
+    share = BATCH // world_size
+    images, texts, ids = (pairs()[0], pairs()[1], pairs()[2])
+    mine = slice(rank * share, (rank + 1) * share)
+    image = F.normalize(model["image"](images[mine]), dim=-1)
+    text = F.normalize(model["text"](texts[mine]), dim=-1)
+    own = Ids(*(i[mine] for i in ids))
+    terms = loss(
+        image, text, gather(image), gather(text), offset=rank * share,
+        scale=model["temperature"].scale, bias=model["temperature"].bias,
+        ids=own, all_ids=Ids(*map(gather, own)),
+    )  # fmt: skip
+    terms.loss.backward()
+    found = {}
+    for name, parameter in model.named_parameters():
+        gradient = parameter.grad.clone() if parameter.grad is not None else torch.zeros(())
+        if world_size > 1:
+            dist.all_reduce(gradient)
+        found[name] = gradient / world_size
+    return found
+
+
+def work(rank, world_size, file, queue):
+    dist.init_process_group(
+        "gloo", init_method=f"file://{file}", rank=rank, world_size=world_size
+    )
+    results = [gradients(loss, rank, world_size) for loss in CASES]
+    ragged = gather_ragged(torch.arange(rank + 1) + 10 * rank).tolist()
+    if rank == 0:
+        queue.put(([{k: v.tolist() for k, v in r.items()} for r in results], ragged))
+        queue.join()
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def two_ranks():
+    context = mp.get_context("spawn")
+    queue = context.JoinableQueue()
+    with tempfile.TemporaryDirectory() as folder:
+        processes = mp.start_processes(
+            work, args=(2, f"{folder}/rendezvous", queue), nprocs=2, join=False
+        )
+        found = queue.get(timeout=120)
+        queue.task_done()
+        processes.join()
+    return found
+
+
+@pytest.mark.parametrize("case", range(len(CASES)))
+def test_two_ranks_give_the_gradients_of_one(two_ranks, case):
+    for name, expected in gradients(CASES[case], 0, 1).items():
+        found = torch.tensor(two_ranks[0][case][name], dtype=torch.float64)
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-10)
+
+
+def test_ragged_rows_arrive_in_rank_order(two_ranks):
+    assert two_ranks[1] == [0, 10, 11]
+
+
+def test_one_process_is_the_identity():
+    rows = torch.randn(3, 2)
+    assert gather(rows) is rows
+    assert gather_ragged(rows) is rows
