@@ -40,11 +40,12 @@ EXAMPLES = {
     "validate": "clipkit validate --ckpt_path runs/pairs/pairs/checkpoints/last.ckpt",
     "test": "clipkit test --ckpt_path runs/pairs/pairs/checkpoints/last.ckpt",
 }
-LIGHTNINGS_NOISE = (
+LIBRARY_NOISE = (
     r".*isinstance\(treespec, LeafSpec\).*",  # torch's deprecation of what Lightning 2.6 calls
     r".*is smaller than the logging interval.*",  # short epochs are fine: steps count across them
     r".*does not have many workers.*",
-    r".*Starting from v1.9.0, `tensorboardX`.*",
+    r".*The dirpath has changed from.*",  # a resumed run has a folder of its own
+    r".*The ``noload`` loader strategy is deprecated.*",  # what MLflow asks of SQLAlchemy
 )
 CONFIG_OPTIONS = ("-c", "--config")
 
@@ -173,6 +174,12 @@ class ClipkitCLI(LightningCLI):
         trainer.loggers = [*trainer.loggers, Journal()]
         return trainer
 
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        arguments = super()._prepare_subcommand_kwargs(subcommand)
+        if "verbose" in arguments:
+            arguments["verbose"] = False  # clipkit prints its own table, with all digits
+        return arguments
+
     def _section(self) -> Namespace:
         return self.config[self.subcommand] if self.subcommand else self.config
 
@@ -189,7 +196,9 @@ def run(words: Sequence[str], *, trust: Sequence[str] = ()) -> int:
     # Lightning's own news (devices it did not find, products it recommends) is not the user's.
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    for noise in LIGHTNINGS_NOISE:
+    # Lightning 2.6 calls what jsonargparse 5 will remove; the bound in pyproject.toml says 4.
+    os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
+    for noise in LIBRARY_NOISE:
         warnings.filterwarnings("ignore", message=noise)
     try:
         ClipkitCLI(words, trust=trust)

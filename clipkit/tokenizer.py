@@ -14,13 +14,15 @@ merges, with these deliberate differences:
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import html
+import itertools
 import json
 import os
 import re
 import string
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -94,6 +96,8 @@ class Tokenizer:
             )
         if definition is None:
             path, definition = _find(path, fallback)
+        else:
+            definition = _complete(definition, path)
         self.name = path
         self.definition = definition
         self._clean: Cleaning = clean
@@ -236,23 +240,25 @@ class _HubError(Exception):
 
 def _from_hub(repo: str, name: str) -> Path:
     import huggingface_hub
-    from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
 
-    try:
+    with contextlib.suppress(LocalEntryNotFoundError, ValueError):
         return Path(huggingface_hub.hf_hub_download(repo, name, local_files_only=True))
-    except EntryNotFoundError:
-        pass  # not in the cache
     try:
         # Without network the download tries for half a minute; asking about the file fails at once.
         huggingface_hub.get_hf_file_metadata(huggingface_hub.hf_hub_url(repo, name))
         return Path(huggingface_hub.hf_hub_download(repo, name))
-    except EntryNotFoundError as error:
-        raise _HubError(f"the hub's {repo} has no {name}") from error
     except RepositoryNotFoundError as error:
         raise _HubError("the hub has no such id, or shows it to its members only") from error
     except Exception as error:  # the HTTP client, and so its errors, differ between versions
+        if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
+            raise _HubError(f"the hub has no {name} under that id") from error
         raise _HubError(
-            f"the hub cannot be asked, nor is it in the cache ({type(error).__name__})"
+            f"the hub cannot be asked for that id, nor is it in the cache ({type(error).__name__})"
         ) from error
 
 
@@ -263,20 +269,14 @@ def _read(file: Path, path: str) -> str:
         raise UserError(f"model.tokenizer.path is {path!r}: {file} cannot be read") from error
 
 
-def _complete(text: str, path: str, beside: Callable[[str], Path]) -> str:
+def _complete(text: str, path: str, beside: Callable[[str], Path] | None = None) -> str:
     """Return the definition with its padding token, so that it needs no file beside it."""
     tokenizer = _build(text, path)
     definition = json.loads(text)
     if definition.get("padding"):
         return text
-    candidates = []
-    for name in ("tokenizer_config.json", "special_tokens_map.json"):
-        try:
-            token = json.loads(beside(name).read_text("utf-8")).get("pad_token")
-        except (OSError, ValueError, _HubError):
-            continue  # these files are optional
-        candidates.append(token.get("content") if isinstance(token, dict) else token)
-    known = (tokenizer.token_to_id(token) for token in [*candidates, *_PAD_TOKENS] if token)
+    candidates = itertools.chain(_pad_tokens(beside) if beside else (), _PAD_TOKENS)
+    known = (tokenizer.token_to_id(token) for token in candidates)
     # Without any, pad with the end token, as CLIP's on the hub.
     end_id = _special_ids(tokenizer, path)[1][0]
     pad_id = next((id for id in known if id is not None), end_id)
@@ -289,6 +289,15 @@ def _complete(text: str, path: str, beside: Callable[[str], Path]) -> str:
         "pad_token": tokenizer.id_to_token(pad_id),
     }
     return json.dumps(definition, ensure_ascii=False, separators=(",", ":"))
+
+
+def _pad_tokens(beside: Callable[[str], Path]) -> Iterator[str]:
+    """Yield what the files beside a tokenizer.json call its padding."""
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        with contextlib.suppress(OSError, ValueError, _HubError):  # they are optional
+            token = json.loads(beside(name).read_text("utf-8")).get("pad_token")
+            if token:
+                yield token["content"] if isinstance(token, dict) else token
 
 
 def _build(definition: str, name: str) -> tokenizers.Tokenizer:
@@ -308,7 +317,12 @@ def _build(definition: str, name: str) -> tokenizers.Tokenizer:
 
 def _special_ids(tokenizer: tokenizers.Tokenizer, name: str) -> tuple[list[int], list[int]]:
     """Return the ids that the post-processor puts before and after a text."""
-    encoding = tokenizer.encode("a photo")
+    try:
+        encoding = tokenizer.encode("a photo")
+    except Exception as error:  # a model without a token for what it does not know
+        raise UserError(
+            f"model.tokenizer.path is {name!r}: this tokenizer fails on plain text ({error})"
+        ) from error
     mask, ids = encoding.special_tokens_mask, encoding.ids
     num_before = mask.index(0) if 0 in mask else len(mask) // 2
     num_after = mask[::-1].index(0) if 0 in mask else len(mask) - num_before

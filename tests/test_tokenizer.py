@@ -7,6 +7,7 @@ import json
 import pickle
 import random
 import string
+import sys
 import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
@@ -160,6 +161,12 @@ def test_cleaning() -> None:
     assert clean_text(text, "canonicalize") == "a photo of café münchen"
     assert clean_text(text, "none") == text
     assert clean_text("a \ud83d\ude00 \ud800", "none") == "a 😀 \ufffd"
+
+
+def test_ftfy_is_not_needed_without_cleaning(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ftfy", None)
+    tokenizer = Tokenizer(clean="none")
+    assert tokenizer.decode(tokenizer(["café"])[0]) == "café"
 
 
 def test_every_byte_is_reachable() -> None:
@@ -316,12 +323,19 @@ def test_padding_with_the_end_token_as_clip_of_the_hub(beside: str, tmp_path: Pa
     assert tokenizer.contract.pad_id == tokenizer.contract.end_id == 513
     assert tokenizer(["ab", ""])[1].tolist() == [512, 513, 513, 513]
     assert Tokenizer(**tokenizer.carried()).contract == tokenizer.contract
+    assert Tokenizer(definition=json.dumps(definition)).contract == tokenizer.contract
 
 
 @pytest.mark.parametrize("template", ["", "</s> $A"])
 def test_tokenizer_without_an_end_token_is_refused(template: str, tmp_path: Path) -> None:
     unigram(template).save(str(tmp_path / "tokenizer.json"))
     with pytest.raises(UserError, match=r"model.tokenizer.path .* no end token"):
+        Tokenizer(str(tmp_path))
+
+
+def test_tokenizer_without_an_unknown_token_is_refused(tmp_path: Path) -> None:
+    Library(models.WordLevel({"photo": 0})).save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(UserError, match=r"model.tokenizer.path .* fails on plain text"):
         Tokenizer(str(tmp_path))
 
 

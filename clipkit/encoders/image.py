@@ -253,11 +253,12 @@ def _load(trunk: Any, tensors: Mapping[str, Tensor], *, source: str) -> None:
     wanted = trunk.state_dict()
     found = _native_names(trunk, _without_prefix(tensors, wanted))
     classifier = trunk.pretrained_cfg.get("classifier") or ()
-    classifiers = (classifier,) if isinstance(classifier, str) else tuple(classifier)
+    classifiers = (classifier,) if isinstance(classifier, str) else classifier
+    heads = tuple(f"{name.partition('.')[0]}." for name in classifiers)
     found = {
         name: _resized_positions(value, wanted[name]) if name in wanted else value
         for name, value in found.items()
-        if name in wanted or not name.startswith(tuple(f"{head}." for head in classifiers))
+        if name in wanted or not name.startswith(heads)
     }
     problems = {
         "missing": [n for n in wanted if n not in found and not n.endswith("num_batches_tracked")],

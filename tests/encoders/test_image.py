@@ -111,7 +111,7 @@ def test_mistakes_end_in_one_sentence(arguments: dict[str, object], sentence: st
 
 
 def open_clip_file(trunk_tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """What open_clip saves of a model with a timm tower: the trunk, its head, and the other tower."""
+    """What open_clip saves of a model with a timm tower: trunk, head, and the other tower."""
     return {
         **{f"visual.trunk.{name}": tensor for name, tensor in trunk_tensors.items()},
         "visual.head.proj.weight": torch.zeros(8, 64),

@@ -19,7 +19,7 @@ from hashlib import blake2b
 from clipkit.data.layouts.assembly import Found
 from clipkit.data.layouts.folders import has_text_pairs, read_class_folders, read_text_pairs
 from clipkit.data.layouts.hub import declared_files, read_hub
-from clipkit.data.layouts.listing import by_split, expand_braces, is_image, suffix, walk
+from clipkit.data.layouts.listing import by_split, expand_braces, is_image, split_name, suffix, walk
 from clipkit.data.layouts.manifests import (
     MANIFEST_SUFFIXES,
     is_list,
@@ -72,11 +72,12 @@ class Layout:
         return digest.hexdigest()
 
     def split(self, name: str) -> StoredRows:
-        """The rows of a split.
+        """The rows of a split, `val` and the like being understood.
 
         Raises:
             UserError: there is no such split.
         """
+        name = name if name in self.splits else split_name(name)
         if name not in self.splits:
             raise UserError(
                 f"{self.option} {self.path!r} has no split {name!r}; it has:"
@@ -125,7 +126,10 @@ def open_layout(
         captions_required=captions_required,
         option=option,
     )
-    found = _recognise(request)
+    try:
+        found = _recognise(request)
+    except OSError as error:
+        raise request.error(f"cannot be read ({error})") from error
     return Layout(
         path=path,
         name=found.name,

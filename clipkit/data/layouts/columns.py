@@ -85,7 +85,7 @@ def read_captions(request: Request, source: Source, columns: Sequence[str]) -> p
 
 def without_caption(captions: pa.Array) -> np.ndarray:
     """Positions (K,) of the rows that have no caption, or none but blanks."""
-    if pa.types.is_list(captions.type) or pa.types.is_large_list(captions.type):
+    if _is_list(captions.type):
         lists = captions.to_pylist()
         empty = [not any(text and text.strip() for text in texts or []) for texts in lists]
         return np.flatnonzero(np.array(empty, bool))
@@ -152,6 +152,8 @@ def stem(path: str) -> str:
 
 def readable(name: str) -> str:
     """A file's name as valid, composed Unicode."""
+    if name.isascii():
+        return name
     return unicodedata.normalize("NFC", os.fsencode(name).decode("utf-8", "backslashreplace"))
 
 
@@ -183,7 +185,7 @@ def _texts(request: Request, source: Source, column: str) -> pa.Array:
             cells = [cell and class_words(cell) for cell in values.to_pylist()]
             return pa.array([cell and request.caption_of(cell) for cell in cells], pa.string())
         return values
-    if (pa.types.is_list(kind) or pa.types.is_large_list(kind)) and _is_text(kind.value_type):
+    if _is_list(kind) and _is_text(kind.value_type):
         return values
     if pa.types.is_null(kind):
         return values.cast(pa.string())
@@ -194,6 +196,11 @@ def _texts(request: Request, source: Source, column: str) -> pa.Array:
         f"column {column!r} holds {kind}, not captions; name a column of text with"
         f" {request.key('caption_column')}, one of: {named(text, 20) or 'none'}"
     )
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    checks = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
+    return any(check(kind) for check in checks)
 
 
 def _is_text(kind: pa.DataType) -> bool:

@@ -9,9 +9,9 @@ from typing import Any
 import yaml
 
 from clipkit.data.layouts.assembly import Found
-from clipkit.data.layouts.listing import split_name
+from clipkit.data.layouts.listing import split_name, suffix
 from clipkit.data.layouts.request import Request
-from clipkit.data.layouts.tables import read_tables
+from clipkit.data.layouts.tables import TABLE_SUFFIXES, read_tables
 
 
 def read_hub(request: Request) -> Found:
@@ -20,10 +20,8 @@ def read_hub(request: Request) -> Found:
     Raises:
         UserError: the hub and the cache cannot give it.
     """
-    import datasets
-
     try:
-        loaded = datasets.load_dataset(request.path)
+        loaded = _load(request.path)
     # Whatever goes wrong (offline, unknown, gated, broken) has its own class in three libraries.
     except Exception as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
@@ -40,7 +38,8 @@ def read_hub(request: Request) -> Found:
 def declared_files(request: Request, root: str) -> dict[str, list[str]] | None:
     """Files of each split as the README of a hub repository declares them, else None.
 
-    A split whose files are not here has an empty list.
+    None, too, where these are no tables or tar files: pictures are found without its help. A split
+    whose files are not here has an empty list.
 
     Raises:
         UserError: several configurations, none of which is the default.
@@ -56,8 +55,29 @@ def declared_files(request: Request, root: str) -> dict[str, list[str]] | None:
         patterns = [entry["path"]] if isinstance(entry["path"], str) else entry["path"]
         within = files.setdefault(split_name(entry["split"]), [])
         for pattern in patterns:
-            within += sorted(glob.glob(pattern, root_dir=root, recursive=True))
-    return files if any(files.values()) else None
+            matches = sorted(glob.glob(pattern, root_dir=root, recursive=True))
+            within += [path for path in matches if os.path.isfile(os.path.join(root, path))]
+    declared_kinds = {suffix(path) for within in files.values() for path in within}
+    return files if declared_kinds and declared_kinds <= TABLE_SUFFIXES | {".tar"} else None
+
+
+def _load(name: str) -> Any:
+    import datasets
+    import huggingface_hub
+    from huggingface_hub.errors import RepositoryNotFoundError
+
+    # Without network the download tries for half a minute; a question fails at once.
+    offline = datasets.config.HF_HUB_OFFLINE
+    try:
+        huggingface_hub.HfApi().dataset_info(name, timeout=10)
+    except RepositoryNotFoundError:
+        raise
+    except Exception:  # the HTTP client, and so its errors, differ between versions
+        datasets.config.HF_HUB_OFFLINE = True  # what is in the cache is all there is
+    try:
+        return datasets.load_dataset(name)
+    finally:
+        datasets.config.HF_HUB_OFFLINE = offline
 
 
 def _default_config(request: Request, readme: str) -> dict[str, Any] | None:

@@ -76,7 +76,7 @@ def split_name(name: str) -> str:
 
 def is_split_name(name: str) -> bool:
     """Whether a folder or file of this name is a split: the usual names, also with a suffix."""
-    return re.split(r"[-_. ]", name.lower())[0] in _SPLITS
+    return re.split(r"[-_.]", name.lower())[0] in _SPLITS
 
 
 def split_of_file(path: str) -> str:

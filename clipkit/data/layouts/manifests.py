@@ -162,7 +162,7 @@ def listed_parts(
     keys = keys_of_paths(found)
     split_of = (_splits_of_rows(found, table) if alone else None) or [split] * len(found)
     parts = {}
-    for name in dict.fromkeys(split_of):
+    for name in dict.fromkeys(split_of) or [split]:
         rows = [row for row, of in enumerate(split_of) if of == name]
         source = FileSource(
             folder,
