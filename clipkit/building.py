@@ -8,7 +8,7 @@ import re
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from clipkit.callbacks.monitors import CheckMonitors
 from clipkit.data import PairDataModule
 from clipkit.errors import UserError
 from clipkit.module import CLIPModule
+from clipkit.parser_errors import explain, one_line
 from clipkit.tracking import Journal, RunFolder
 
 VERBS = ("fit", "validate", "test")
@@ -106,7 +107,7 @@ class ClipkitCLI(LightningCLI):
                 words = [*self._from_checkpoint(verb[0], ckpt_path, Path(folder)), *words]
             elif verb and ckpt_path:
                 checkpoints.read(ckpt_path)
-            with _one_line_errors(words):
+            with _one_line_errors(self._options(verb)):
                 self.config = parser.parse_args([*verb, *words])
         section = self.config[verb[0]] if verb else self.config
         section["experiment"] = section.get("experiment") or experiment
@@ -118,6 +119,10 @@ class ClipkitCLI(LightningCLI):
             _take_carried(section, self.restored)
         if section["trainer"].get("precision") is None:
             section["trainer"]["precision"] = default_precision()
+
+    def _options(self, verb: Sequence[str]) -> list[str]:
+        parser = self._parser(verb[0] if verb else None)
+        return [option for action in parser._actions for option in action.option_strings]
 
     def _from_checkpoint(self, verb: str, ckpt_path: str, folder: Path) -> list[str]:
         """Write the checkpoint's configuration to files and return the options that read them."""
@@ -137,7 +142,7 @@ class ClipkitCLI(LightningCLI):
     # --- Configuration to objects ------------------------------------------------------------
 
     def instantiate_classes(self) -> None:
-        with _one_line_errors([]):
+        with _one_line_errors():
             super().instantiate_classes()
         section = self._section()
         self.model.configuration = self._record()
@@ -159,18 +164,21 @@ class ClipkitCLI(LightningCLI):
             kwargs["enable_model_summary"] = False
         trainer = super().instantiate_trainer(**kwargs)
         added = [
+            CheckMonitors(),
             RunFolder(
                 experiment=section["experiment"],
                 run_name=section["run_name"],
                 configuration=configuration,
                 config_yaml=yaml.safe_dump(configuration, sort_keys=False, allow_unicode=True),
             ),
-            CheckMonitors(),
             SaveOnInterrupt(),
         ]
-        # Before the others, which use the folder; the table after them, when all is measured.
-        trainer.callbacks[:0] = added  # type: ignore[attr-defined]
-        trainer.callbacks.append(Console(plain=not interactive))  # type: ignore[attr-defined]
+        # After the evaluations, which refuse what they cannot measure before a folder is made;
+        # before the checkpoint callbacks, which Lightning keeps last; the table after everything.
+        callbacks = trainer.callbacks  # type: ignore[attr-defined]
+        at = len(callbacks) - len(trainer.checkpoint_callbacks)
+        callbacks[at:at] = added
+        callbacks.append(Console(plain=not interactive))
         trainer.loggers = [*trainer.loggers, Journal()]
         return trainer
 
@@ -226,7 +234,7 @@ def load_model(path: str, *, trust: Sequence[str] = ()) -> CLIPModule:
     restored = checkpoints.restore(path, trust=trust)
     parser = LightningArgumentParser(exit_on_error=False)
     parser.add_class_arguments(CLIPModule, "model", sub_configs=True)
-    with _one_line_errors([]):
+    with _one_line_errors():
         config = parser.parse_object({"model": restored.configuration["model"]})
         _take_carried(config, restored)
         module: CLIPModule = parser.instantiate_classes(config).model
@@ -257,11 +265,6 @@ def names_of_run(words: Sequence[str]) -> tuple[str, str]:
             parts.append(f"{key.rpartition('.')[2]}={value.rpartition('.')[2] or value}")
     name = re.sub(r"[^A-Za-z0-9_.=+-]+", "_", "-".join(parts))[:80].strip("-_.")
     return experiment, name or experiment
-
-
-def one_line(message: str) -> str:
-    """Return the message without line breaks, repeated blanks and Python's own decorations."""
-    return re.sub(r"\s+", " ", message).strip()
 
 
 def _with_recipes(words: Sequence[str]) -> Iterator[str]:
@@ -344,14 +347,19 @@ def _without(value: Any, name: str) -> Any:
 
 
 @contextmanager
-def _one_line_errors(words: Sequence[str]) -> Iterator[None]:
+def _one_line_errors(options: Iterable[str] = ()) -> Iterator[None]:
     """Turn what the parser raises into one sentence."""
     try:
         yield
-    except ArgumentError as error:
+    except UserError:
+        raise
+    except (ArgumentError, ValueError, TypeError) as error:
         cause: BaseException | None = error
         while cause is not None:
             if isinstance(cause, UserError):
                 raise cause from error
             cause = cause.__cause__ or cause.__context__
-        raise UserError(one_line(str(error))) from error
+        # A constructor's own ValueError is a fault of the code, not of the user.
+        if isinstance(error, ArgumentError) or "Does not validate against" in str(error):
+            raise UserError(explain(str(error), options)) from error
+        raise

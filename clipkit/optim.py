@@ -58,20 +58,16 @@ class _Warmup(LambdaLR):
     """Linear warm-up, then what the subclass says; both are factors of each group's rate."""
 
     def __init__(
-        self, optimizer: Optimizer, total_steps: int, warmup_steps: int, warmup_ratio: float
+        self, optimizer: Optimizer, total_steps: int, warmup_steps: int | None, warmup_ratio: float
     ) -> None:
-        if warmup_steps and warmup_ratio:
-            raise UserError(
-                f"model.schedule: warmup_steps {warmup_steps} and warmup_ratio {warmup_ratio} "
-                "are both set; give one"
-            )
-        if not 0 <= warmup_ratio <= 1 or warmup_steps < 0:
-            raise UserError(
-                f"model.schedule: warmup_ratio {warmup_ratio} must lie in [0, 1] and "
-                f"warmup_steps {warmup_steps} may not be negative"
-            )
+        if not 0 <= warmup_ratio <= 1:
+            raise UserError(f"model.schedule.warmup_ratio: {warmup_ratio} does not lie in [0, 1]")
+        if warmup_steps is not None and warmup_steps < 0:
+            raise UserError(f"model.schedule.warmup_steps: {warmup_steps} is negative")
         self.total_steps = total_steps
-        self.warmup_steps = warmup_steps or round(warmup_ratio * total_steps)
+        self.warmup_steps = (
+            round(warmup_ratio * total_steps) if warmup_steps is None else warmup_steps
+        )
         super().__init__(optimizer, self._factor)
 
     def _factor(self, step: int) -> float:
@@ -97,8 +93,8 @@ class WarmupCosine(_Warmup):
     Args:
         optimizer: given by the module.
         total_steps: given by the module.
-        warmup_steps: length of the warm-up in steps; or
-        warmup_ratio: as a share of the run.
+        warmup_steps: length of the warm-up in steps; left out,
+        warmup_ratio: its length as a share of the run.
         floor_ratio: where the cosine ends, as a share of the full rate.
     """
 
@@ -107,7 +103,7 @@ class WarmupCosine(_Warmup):
         optimizer: Optimizer,
         total_steps: int,
         *,
-        warmup_steps: int = 0,
+        warmup_steps: int | None = None,
         warmup_ratio: float = 0.0,
         floor_ratio: float = 0.0,
     ) -> None:
@@ -125,8 +121,8 @@ class WarmupConstant(_Warmup):
     Args:
         optimizer: given by the module.
         total_steps: given by the module.
-        warmup_steps: length of the warm-up in steps; or
-        warmup_ratio: as a share of the run.
+        warmup_steps: length of the warm-up in steps; left out,
+        warmup_ratio: its length as a share of the run.
     """
 
     def __init__(
@@ -134,7 +130,7 @@ class WarmupConstant(_Warmup):
         optimizer: Optimizer,
         total_steps: int,
         *,
-        warmup_steps: int = 0,
+        warmup_steps: int | None = None,
         warmup_ratio: float = 0.0,
     ) -> None:
         super().__init__(optimizer, total_steps, warmup_steps, warmup_ratio)
@@ -149,8 +145,8 @@ class WarmupConstantCooldown(_Warmup):
     Args:
         optimizer: given by the module.
         total_steps: given by the module.
-        warmup_steps: length of the warm-up in steps; or
-        warmup_ratio: as a share of the run.
+        warmup_steps: length of the warm-up in steps; left out,
+        warmup_ratio: its length as a share of the run.
         cooldown_ratio: share of the run over which the rate falls.
         power: shape of the fall; 1 is a straight line.
     """
@@ -160,7 +156,7 @@ class WarmupConstantCooldown(_Warmup):
         optimizer: Optimizer,
         total_steps: int,
         *,
-        warmup_steps: int = 0,
+        warmup_steps: int | None = None,
         warmup_ratio: float = 0.0,
         cooldown_ratio: float = 0.2,
         power: float = 1.0,

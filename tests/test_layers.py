@@ -16,6 +16,7 @@ LAYERS = [
     {"module"},
     {"suite", "tracking"},
     {"callbacks"},
+    {"parser_errors"},
     {"building"},
     {"cli"},
 ]

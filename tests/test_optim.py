@@ -51,9 +51,15 @@ def test_cooldown_is_a_straight_line_to_zero():
     assert found == pytest.approx([1.0] * 15 + [1.0, 0.8, 0.6, 0.4, 0.2])
 
 
-def test_both_kinds_of_warmup_are_refused():
-    with pytest.raises(UserError, match="give one"):
-        rates(WarmupCosine, warmup_steps=5, warmup_ratio=0.1)
+def test_steps_win_over_the_ratio_of_a_recipe():
+    both = rates(WarmupCosine, warmup_steps=5, warmup_ratio=0.5)
+    assert both == rates(WarmupCosine, warmup_steps=5)
+
+
+@pytest.mark.parametrize("arguments", [{"warmup_ratio": 7.0}, {"warmup_steps": -1}])
+def test_impossible_warmups_are_refused(arguments):
+    with pytest.raises(UserError, match=r"model\.schedule\.warmup"):
+        rates(WarmupCosine, **arguments)
 
 
 def test_a_schedule_goes_on_where_it_stopped():

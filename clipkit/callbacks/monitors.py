@@ -16,7 +16,9 @@ from clipkit.suite import EvalData
 class CheckMonitors(Callback):
     """Looks at every callback with a ``monitor`` when fit begins."""
 
-    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        if stage != "fit":
+            return
         assert isinstance(pl_module, CLIPModule)
         callbacks = trainer.callbacks  # type: ignore[attr-defined]
         evaluated: dict[str, EvalData] = {}

@@ -76,6 +76,9 @@ class ZeroShot(Callback):
     def measure(self, module: CLIPModule, name: str, data: EvalData, rows: Rows) -> Measured:
         """Evaluate on one data set."""
 
+    def check(self, data: EvalData, rows: Rows) -> None:
+        """Refuse a data set that lacks what the evaluation needs."""
+
     def metric_names(self) -> dict[str, EvalData]:
         """Return the data set behind each metric that this callback logs."""
         return {
@@ -90,10 +93,13 @@ class ZeroShot(Callback):
 
     # --- When ----------------------------------------------------------------------------------
 
-    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         # Opened here, so that a missing column ends the run before an epoch is spent on it.
         for name, data in self.datasets.items():
-            self._open(trainer, name, data)
+            try:
+                self.check(data, self._open(trainer, name, data))
+            except UserError as error:
+                raise UserError(f"{type(self).__name__}.datasets.{name}: {error}") from error
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.global_step == 0:
@@ -195,6 +201,9 @@ class ZeroShotClassification(ZeroShot):
 
     kind = "zeroshot"
     measures = ("top1", "top5", "mean_class_top1")
+
+    def check(self, data: EvalData, rows: Rows) -> None:
+        expand(open_classes(data, rows).names, data.templates)
 
     def measure(self, module: CLIPModule, name: str, data: EvalData, rows: Rows) -> Measured:
         classes = open_classes(data, rows)
