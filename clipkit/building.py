@@ -45,6 +45,7 @@ LIBRARY_NOISE = (
     r".*isinstance\(treespec, LeafSpec\).*",  # torch's deprecation of what Lightning 2.6 calls
     r".*is smaller than the logging interval.*",  # short epochs are fine: steps count across them
     r".*does not have many workers.*",
+    r".*module\(s\) in eval mode at the start of training.*",  # locked towers
     r".*The dirpath has changed from.*",  # a resumed run has a folder of its own
     r".*The ``noload`` loader strategy is deprecated.*",  # what MLflow asks of SQLAlchemy
 )

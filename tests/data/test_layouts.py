@@ -188,7 +188,7 @@ def test_same_pairs_in_every_layout(
     copy = pickle.loads(pickle.dumps(validation))
     assert pixels(copy) == pixels(validation)
     assert "200 pairs" in found.describe()
-    assert found.fingerprint == open_layout(str(tmp_path / "data")).fingerprint
+    assert found.fingerprint == open_layout(str(as_parquet(tmp_path / "b", pairs))).fingerprint
 
 
 def fails(path: Path | str, *words: str, **options: str) -> None:
@@ -227,7 +227,8 @@ def test_splits_of_tables_by_name(pairs: list[Pair], tmp_path: Path) -> None:
     assert list(open_layout(str(tmp_path / "hub")).splits) == ["train", "validation", "extra_hard"]
     (tmp_path / "nested" / "test").mkdir(parents=True)
     pq.write_table(table[:7], tmp_path / "nested" / "test" / "part-3.parquet")
-    assert list(open_layout(str(tmp_path / "nested")).splits) == ["test"]
+    pq.write_table(table[:5], tmp_path / "nested" / "coco_val2017.parquet")
+    assert list(open_layout(str(tmp_path / "nested")).splits) == ["validation", "test"]
     pq.write_table(table[:7], tmp_path / "emoji.parquet")
     assert list(open_layout(str(tmp_path / "emoji.parquet")).splits) == ["train"]
 
@@ -327,13 +328,24 @@ def test_classes_become_captions(pairs: list[Pair], tmp_path: Path) -> None:
         rows.column("class")
     fails(tmp_path / "a.parquet", "data.caption_template", "{}", caption_template="a photo")
 
-    folders = open_layout(str(as_class_folders(tmp_path / "test", pairs))).split("train")
+    found = open_layout(str(as_class_folders(tmp_path / "test", pairs)))
+    assert "caption column label as 'a photo of a {}.'" in found.describe()
+    folders = found.split("train")
     assert folders.class_names("label") == ["blue ball", "gelbe Tür", "red car"]
     assert folders.labels("label").ids.tolist() == [0] * 67 + [1] * 67 + [2] * 66
     texts = parquet_of(tmp_path / "b.parquet", pairs[:3], label=["b", "a", "b"])
     words = open_layout(str(texts)).split("train")
     assert words.captions(0) == ["a photo of a b."]
     assert words.labels("label").ids.tolist() == [1, 0, 1]
+    # Numbers keep their places although no row is of class 1, also where they are text.
+    numbers = parquet_of(tmp_path / "c.parquet", pairs[:3], label=[10, 0, 2], text=["10", "0", "2"])
+    for column in ("label", "text"):
+        labels = open_layout(str(numbers)).split("train").labels(column)
+        assert labels.ids.tolist() == [10, 0, 2]
+        assert labels.names == [str(number) for number in range(11)]
+    gaps = parquet_of(tmp_path / "d.parquet", pairs[:3], text=["x", None, "y"], caption=["a"] * 3)
+    with pytest.raises(UserError, match=r"'text' names no class in 1 of 3 rows \(row 2\)"):
+        open_layout(str(gaps)).split("train").labels("text")
 
 
 def test_paths_within_a_table(pairs: list[Pair], tmp_path: Path) -> None:
@@ -499,6 +511,7 @@ def test_clutter_and_links(pairs: list[Pair], tmp_path: Path) -> None:
     (root / "red").symlink_to(outside.parent, target_is_directory=True)
     (outside.parent / "back").symlink_to(root, target_is_directory=True)
     (root / "gelbe Tür" / "dangling.png").symlink_to(tmp_path / "nowhere.png")
+    (root / "itself").symlink_to(root / "itself")
     assert len(open_layout(str(root)).split("train")) == 22
 
 
@@ -514,6 +527,9 @@ def test_classes_below_splits_and_wrappers(pairs: list[Pair], tmp_path: Path) ->
     assert all(rows.class_names("label") == names for rows in found.splits.values())
     write(tmp_path / "a" / "set" / "train" / "loose.png", pairs[0].png)
     fails(tmp_path / "a", "1 of 31 pictures lie outside", "set/train/loose.png")
+    write(tmp_path / "c" / "set" / "cat" / "1.png", pairs[0].png)
+    write(tmp_path / "c" / "set" / "2.png", pairs[0].png)
+    fails(tmp_path / "c", "1 of 2 pictures lie outside", "set/2.png")
     # A class may be called train, as long as another is not called test.
     write(tmp_path / "b" / "train" / "1.png", pairs[0].png)
     write(tmp_path / "b" / "plane" / "2.png", pairs[1].png)
@@ -548,6 +564,11 @@ def test_tar_fields(pairs: list[Pair], tmp_path: Path) -> None:
     ]
     assert open_layout(str(path), image_column="seg.png").split("train").image(0) == b"mask"
     fails(path, "data.image_column 'jpg'", "seg.png, png, json, cls", image_column="jpg")
+    broken = [("a.png", pairs[0].png), ("a.json", b"{")]
+    fails(write_tar(tmp_path / "c.tar", broken), "a.json", "is no JSON object")
+    lines = [("a.png", pairs[0].png), ("a.txt", b"one\ntwo\n"), ("b.jpg", b"x"), ("b.txt", b"y")]
+    several = open_layout(str(write_tar(tmp_path / "d.tar", lines))).split("train")
+    assert list(several.all_captions()) == [["one", "two"], ["y"]]
     fails(write_tar(tmp_path / "b.tar", [("a.txt", b"x")]), "no pictures were found")
 
 

@@ -46,6 +46,7 @@ class Layout:
         columns: names of the columns beside the picture, in the first split.
         image_column: the column, or the kind of file, that pictures come from.
         caption_columns: the columns that captions come from; none where none was needed.
+        caption_template: what made captions of the names of classes, where they are these.
         notes: what was left out.
     """
 
@@ -55,6 +56,7 @@ class Layout:
     columns: list[str]
     image_column: str
     caption_columns: list[str]
+    caption_template: str | None
     notes: list[str]
     option: str = "data.dataset"
 
@@ -90,6 +92,8 @@ class Layout:
         total = sum(map(len, self.splits.values()))
         splits = ", ".join(f"{name} {len(rows):,}" for name, rows in self.splits.items())
         captions = f"caption column {self.caption_column}" if self.caption_column else "no captions"
+        if self.caption_template is not None:
+            captions += f" as {self.caption_template!r}"
         notes = "".join(f"; {note}" for note in self.notes)
         return f"{self.path}: {self.name}, {total:,} pairs, {captions}, splits {splits}{notes}"
 
@@ -137,6 +141,7 @@ def open_layout(
         columns=next(iter(found.splits.values())).columns,
         image_column=found.image_column,
         caption_columns=found.caption_columns,
+        caption_template=found.caption_template,
         notes=found.notes,
         option=option,
     )

@@ -8,7 +8,12 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from clipkit.data.layouts.columns import choose_captions, read_captions, without_caption
+from clipkit.data.layouts.columns import (
+    choose_captions,
+    holds_classes,
+    read_captions,
+    without_caption,
+)
 from clipkit.data.layouts.request import Request
 from clipkit.data.rows import Source, StoredRows, named
 
@@ -32,6 +37,7 @@ class Found:
     splits: dict[str, StoredRows]
     image_column: str
     caption_columns: list[str]
+    caption_template: str | None  # where captions are made from the names of classes
     notes: list[str]
 
 
@@ -63,8 +69,14 @@ def assemble(
         rows = StoredRows(source, captions=captions, keys=keys)
         splits[split] = rows if len(whole) == len(source) else rows.select(whole)
         notes += left_out
+    templated = any(holds_classes(model.source, column) for column in chosen)
     return Found(
-        name=name, splits=splits, image_column=image_column, caption_columns=chosen, notes=notes
+        name=name,
+        splits=splits,
+        image_column=image_column,
+        caption_columns=chosen,
+        caption_template=request.caption_template if templated else None,
+        notes=notes,
     )
 
 

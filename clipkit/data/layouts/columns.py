@@ -83,6 +83,11 @@ def read_captions(request: Request, source: Source, columns: Sequence[str]) -> p
     return pa.array(flat, pa.list_(pa.string()))
 
 
+def holds_classes(source: Source, column: str) -> bool:
+    """Whether a column names classes, which only the template makes captions of."""
+    return column.strip().lower() in CLASS_COLUMNS or bool(source.class_names(column))
+
+
 def without_caption(captions: pa.Array) -> np.ndarray:
     """Positions (K,) of the rows that have no caption, or none but blanks."""
     if _is_list(captions.type):
@@ -145,6 +150,11 @@ def arrow_of(values: list[Any]) -> pa.Array:
         return pa.array(list(dumped), pa.string())
 
 
+def lines_of(text: str) -> list[str]:
+    """The lines of a text file; unlike `splitlines`, which breaks at rare separators too."""
+    return text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+
+
 def stem(path: str) -> str:
     """A file's name without folders and extension."""
     return os.path.splitext(os.path.basename(path))[0]
@@ -181,7 +191,7 @@ def _texts(request: Request, source: Source, column: str) -> pa.Array:
     if pa.types.is_dictionary(kind):
         values, kind = values.dictionary_decode(), kind.value_type
     if _is_text(kind):
-        if column.strip().lower() in CLASS_COLUMNS:
+        if holds_classes(source, column):
             cells = [cell and class_words(cell) for cell in values.to_pylist()]
             return pa.array([cell and request.caption_of(cell) for cell in cells], pa.string())
         return values

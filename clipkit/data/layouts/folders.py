@@ -9,7 +9,7 @@ from dataclasses import replace
 import pyarrow as pa
 
 from clipkit.data.layouts.assembly import MAX_INCOMPLETE_RATIO, Found, Part, assemble
-from clipkit.data.layouts.columns import class_words, keys_of_paths, readable
+from clipkit.data.layouts.columns import class_words, keys_of_paths, lines_of, readable
 from clipkit.data.layouts.listing import in_order, is_image, is_split_name, split_name, suffix
 from clipkit.data.layouts.request import ACCEPTED, Request
 from clipkit.data.rows import FileSource, named
@@ -102,7 +102,7 @@ def _divide(images: Sequence[str]) -> tuple[dict[str, list[str]], int]:
         if len(folders) > 1:
             break
         depth += 1
-    return {"train": list(images)}, 0
+    return {"train": list(images)}, depth
 
 
 def _class_of(path: str) -> str:
@@ -128,6 +128,6 @@ def _lines(request: Request, root: str, path: str) -> list[str]:
     with open(os.path.join(root, path), "rb") as stream:
         content = stream.read()
     try:
-        return content.decode("utf-8-sig").splitlines()
+        return lines_of(content.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         raise request.error(f"{path} is not UTF-8 text") from error

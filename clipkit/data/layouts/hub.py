@@ -91,7 +91,8 @@ def _default_config(request: Request, readme: str) -> dict[str, Any] | None:
         card = yaml.safe_load(header) if closed else None
     except yaml.YAMLError:
         return None  # not written for us; the files say enough
-    configs: list[dict[str, Any]] = (card.get("configs") or []) if isinstance(card, dict) else []
+    listed = card.get("configs") if isinstance(card, dict) else None
+    configs: list[dict[str, Any]] = listed if isinstance(listed, list) else []
     default = [c for c in configs if c.get("default") or c.get("config_name") == "default"]
     if len(configs) > 1 and not default:
         names = ", ".join(str(config.get("config_name")) for config in configs)

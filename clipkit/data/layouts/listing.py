@@ -54,8 +54,8 @@ def walk(root: str) -> list[str]:
                 if entry.name.startswith(".") or entry.name.lower() in _CLUTTER:
                     continue
                 name = prefix + entry.name
-                if not entry.is_dir():
-                    if entry.is_file():
+                if not os.path.isdir(entry.path):
+                    if os.path.isfile(entry.path):  # False, not an error, for a link to itself
                         yield name
                     continue
                 if entry.is_symlink():
@@ -82,16 +82,19 @@ def is_split_name(name: str) -> bool:
 def split_of_file(path: str) -> str:
     """The split of a file in a data set of several, by its own name, else by its folders'.
 
-    `train-00000-of-00001.parquet`, `val.csv`, `test/0000.parquet`, `data/train/part-3.parquet`.
+    `train-00000-of-00001.parquet`, `test_unseen.csv`, `coco_val2017.tar`, `test/0000.parquet`.
     """
     *folders, name = path.split("/")
     stem = os.path.splitext(name)[0]
-    if numbered := re.fullmatch(r"(.+)-\d+-of-\d+", stem):
+    # The hub's names, and those of saved folders, which call every file "data".
+    numbered = re.fullmatch(r"(.+)-\d+-of-\d+", stem)
+    if numbered and numbered[1] != "data":
         return split_name(numbered[1])
     for name in (re.sub(r"[-_.]?\d+$", "", stem), *reversed(folders)):
         if is_split_name(name):
             return split_name(name)
-    return "train"
+    words = [split_name(word) for word in re.split(r"[-_. \d]+", stem)]
+    return next((word for word in reversed(words) if is_split_name(word)), "train")
 
 
 def by_split(paths: Iterable[str]) -> dict[str, list[str]]:

@@ -241,7 +241,10 @@ def _read_csv(request: Request, file: str, text: str) -> pa.Table:
         sound = False
     if not sound:
         # A stray quote, then. Tab-separated files are mostly written without any quoting.
-        names, rows = _parse(text, separator, strict=False, quoted=separator != "\t")
+        try:
+            names, rows = _parse(text, separator, strict=False, quoted=separator != "\t")
+        except csv.Error as error:
+            raise request.error(f"{file!r} cannot be read as csv: {error}") from error
     if len(set(names)) < len(names):
         raise request.error(f"{file!r} has two columns of one name in: {', '.join(names)}")
     for line, row in rows:

@@ -14,6 +14,10 @@ ACCEPTED = (
 )
 
 
+class FileError(UserError):
+    """A file cannot be read; `open_layout` puts the YAML key before the sentence."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Request:
     """Path and column names as the user wrote them, and the YAML key they were written under."""

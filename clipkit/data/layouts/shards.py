@@ -1,6 +1,7 @@
 """Webdataset tar shards: members are listed once, then read by seeking.
 
-A sample is the files of one folder whose names agree up to the first dot.
+A sample is the files of one folder whose names agree up to the first dot. Every line of its text is
+a caption, as beside a picture in a folder.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from clipkit.data.layouts.columns import (
     IMAGE_COLUMNS,
     arrow_of,
     class_words,
+    lines_of,
     readable,
     stem,
 )
@@ -60,7 +62,7 @@ class TarSource(Source):
             for field, places in samples.members.items()
             if f".{field}" not in IMAGE_SUFFIXES and field not in image_fields
         }
-        record = self._first_record() if "json" in self._members else []
+        record = next(filter(None, self._records()), {}) if "json" in self._members else {}
         self.columns = [field for field in self._members if field != "json"]
         self.columns += [name for name in record if name not in self._members]
 
@@ -75,11 +77,13 @@ class TarSource(Source):
 
     def column(self, name: str) -> pa.ChunkedArray:
         if name not in self._members:
-            records = (None if raw is None else json.loads(raw) for raw in self._field("json"))
-            return pa.chunked_array([arrow_of([record and record.get(name) for record in records])])
-        texts = [None if raw is None else raw.strip() for raw in self._field(name)]
+            return pa.chunked_array([arrow_of([record.get(name) for record in self._records()])])
+        texts = [None if text is None else text.strip() for text in self._field(name)]
         if name == "cls" and all(text is None or text.isdecimal() for text in texts):
             return pa.chunked_array([pa.array([None if t is None else int(t) for t in texts])])
+        if any(text is not None and "\n" in text for text in texts):
+            lines = [None if text is None else lines_of(text) for text in texts]
+            return pa.chunked_array([pa.array(lines, pa.list_(pa.string()))])
         return pa.chunked_array([pa.array(texts, pa.string())])
 
     def class_names(self, name: str) -> list[str] | None:
@@ -101,10 +105,17 @@ class TarSource(Source):
                 sample = f"{self.row_name(position)}.{name}"
                 raise UserError(f"{sample} in {self._shard_of(position)!r} is no text") from error
 
-    def _first_record(self) -> list[str]:
-        first = next((text for text in self._field("json") if text is not None), "{}")
-        record: Any = json.loads(first)
-        return list(record) if isinstance(record, dict) else []
+    def _records(self) -> Iterator[dict[str, Any]]:
+        """The JSON of every sample, empty where there is none."""
+        for position, text in enumerate(self._field("json")):
+            try:
+                record = {} if text is None else json.loads(text)
+            except json.JSONDecodeError:
+                record = None
+            if not isinstance(record, dict):
+                sample = f"{self.row_name(position)}.json"
+                raise UserError(f"{sample} in {self._shard_of(position)!r} is no JSON object")
+            yield record
 
     def _read(self, position: int, place: np.ndarray) -> bytes:
         # Opened each time: a worker must not share a file's position with its parent, and
@@ -124,14 +135,15 @@ def read_shards(request: Request, root: str, files: dict[str, list[str]], name: 
         UserError: a file that is no tar, is compressed or cut off, or holds no pictures.
     """
     parts: dict[str, Part] = {}
-    image_fields: list[str] = []
+    images: dict[str, None] = {}
     for split, names in in_order(files).items():
         shards = [os.path.join(root, path) for path in names]
         samples = list_samples(shards)
-        image_fields = image_fields or _choose_images(request, list(samples.members))
+        image_fields = _choose_images(request, list(samples.members))
+        images |= dict.fromkeys(image_fields)
         source = TarSource(samples, image_fields, _read_classes(shards[0]))
         parts[split] = Part(source, samples.keys())
-    return assemble(request, parts, name=name, image_column="/".join(image_fields))
+    return assemble(request, parts, name=name, image_column="/".join(images))
 
 
 @dataclass(frozen=True)

@@ -238,8 +238,9 @@ def _holds_pictures(kind: pa.DataType) -> bool:
 
 def _features(schema: pa.Schema) -> dict[str, Any]:
     described = (schema.metadata or {}).get(b"huggingface")
-    features: dict[str, Any] = json.loads(described)["info"]["features"] if described else {}
-    return features
+    info = json.loads(described).get("info") if described else None
+    features = info.get("features") if isinstance(info, dict) else None
+    return features if isinstance(features, dict) else {}
 
 
 def _num_rows(file: str) -> int:

@@ -1,0 +1,198 @@
+"""The command line: bad input gets one clear line and exit code 2; help and recipes."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+
+
+@pytest.fixture
+def refused(workdir, pictures, command, capsys):
+    """Runs `fit` with something wrong; gives the one line it prints."""
+
+    def run(*words, verb="fit", config=("-c", "base", "-c", "tiny.yaml"), data=True):
+        dataset = ["--data.dataset", pictures] if data else []
+        code = command(verb, *config, *dataset, *words)
+        error = capsys.readouterr().err
+        assert code == 2, error
+        assert error.startswith("clipkit: ")
+        assert error.count("\n") == 1, error
+        assert "Traceback" not in error
+        return error
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        (["--data.dataset", "/nowhere"], ["data.dataset '/nowhere'", "does not exist"]),
+        (["--data.caption_column", "captoin"], ["data.caption_column", "captoin", "caption, label"]),
+        (["--data.batch_size", "64"], ["data.batch_size: 64", "23 pairs"]),
+        (["--data.batch_size", "0"], ["data.batch_size: 0"]),
+        (["--data.batch_size", "many"], ["data.batch_size: many", "int"]),
+        (["--model.optimzer.lr", "1"], ["--model.optimzer.lr", "did you mean --model.optimizer"]),
+        (["--model.embed_dimm", "1"], ["did you mean --model.embed_dim"]),
+        (["--model.image_encoder", "NoSuch"], ["model.image_encoder: NoSuch", "TimmImageEncoder"]),
+        (["--model.image_encoder", "no_such.My"], ["no_such.My", "cannot be imported"]),
+        (["--model.loss", "ConvNet"], ["model.loss: ConvNet", "InfoNCELoss, SigLIPLoss"]),
+        (["--model.text_encoder.heads", "3"], ["model.text_encoder.heads: 3"]),
+        (["--model.temperature.init", "5"], ["model.temperature.init: 5"]),
+        (["--model.tokenizer.path", "nope.json"], ["model.tokenizer.path", "nope.json"]),
+        (["--model.schedule.warmup_ratio", "7"], ["model.schedule.warmup_ratio: 7"]),
+        (["--trainer.precision", "17"], ["trainer.precision: 17", "bf16-mixed"]),
+        (["--trainer.max_epochs", "x"], ["trainer.max_epochs: x", "int"]),
+        (["--ckpt_path", "nope.ckpt"], ["nope.ckpt", "no such file"]),
+        (["--weights", "nope.ckpt"], ["nope.ckpt", "no such file"]),
+        (["-c", "emojy"], ["-c emojy", "did you mean emoji", "ablations/siglip"]),
+        (["--trust"], ["--trust"]),
+    ],
+)  # fmt: skip
+def test_mistakes(refused, words, parts):
+    error = refused(*words)
+    assert all(part in error for part in parts), error
+
+
+@pytest.mark.parametrize(
+    ("uri", "parts"),
+    [
+        ("http://127.0.0.1:9", ["cannot be reached", "sqlite:///mlflow.db"]),
+        ("file:./mlruns", ["file store", "sqlite:///mlflow.db"]),
+        ("sqlite:////nowhere/x.db", ["cannot be opened"]),
+    ],
+)
+def test_tracking_that_cannot_be_reached(refused, uri, parts):
+    began = time.monotonic()
+    error = refused("--trainer.logger.tracking_uri", uri)
+    assert time.monotonic() - began < 20
+    assert all(part in error for part in ["trainer.logger.tracking_uri", uri, *parts]), error
+
+
+def callback(name, datasets, *more):
+    return [f"--trainer.callbacks+={name}", f"--trainer.callbacks.datasets={datasets}", *more]
+
+
+STOP = "--trainer.callbacks+=lightning.pytorch.callbacks.EarlyStopping"
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        (callback("ZeroShotRetrieval", "{own: {split: tset}}"), ["own", "no split 'tset'", "train"]),
+        (callback("ZeroShotClassification", "{own: {label_column: lable}}"), ["lable", "caption, label"]),
+        (callback("ZeroShotClassification", "{own: {lable: x}}"), ["trainer.callbacks", "lable"]),
+        (callback("ZeroShotClassification", "{own: {templates: photo of}}"), ["'photo of'", "{}"]),
+        (
+            callback("ZeroShotRetrieval", "{own: {}}", STOP, "--trainer.callbacks.monitor=val/lss"),
+            ["EarlyStopping.monitor", "did you mean val/loss", "retrieval/own/text_to_image_r1"],
+        ),
+        (
+            callback("ZeroShotRetrieval", "{own: {split: train, when: end}}", STOP)
+            + ["--trainer.callbacks.monitor=retrieval/own/text_to_image_r1"],
+            ["choose on validation"],
+        ),
+    ],
+)  # fmt: skip
+def test_mistakes_in_callbacks_end_before_a_run_folder_is_made(refused, workdir, words, parts):
+    error = refused(*words)
+    assert all(part in error for part in parts), error
+    assert not (workdir / "runs").exists()
+
+
+def test_nothing_given(refused):
+    assert "begin with a recipe" in refused(config=(), data=False)
+
+
+def test_broken_yaml(refused, workdir):
+    (workdir / "broken.yaml").write_text("model: [unclosed\n")
+    assert "config" in refused(config=("-c", "base", "-c", "broken.yaml"))
+
+
+def test_a_misspelt_key_in_a_file(refused, workdir):
+    (workdir / "typo.yaml").write_text("model: {embed_dimm: 8}\n")
+    assert "embed_dimm" in refused("-c", "typo.yaml")
+
+
+def test_an_empty_folder_is_told_what_is_accepted(refused, workdir):
+    (workdir / "empty").mkdir()
+    error = refused("--data.dataset", "empty")
+    assert all(part in error for part in ("metadata.csv", "name.txt", "webdataset", "csv"))
+
+
+def test_an_empty_split(refused, workdir):
+    (workdir / "pairs.csv").write_text("filepath,caption\n")
+    assert "pairs.csv" in refused("--data.dataset", "pairs.csv")
+
+
+def test_a_file_in_the_place_of_the_run_folder(refused, workdir):
+    (workdir / "runs").write_text("")
+    assert "run folder" in refused()
+
+
+def test_unknown_command(command, capsys):
+    assert command("fitt") == 2
+    assert "did you mean fit" in capsys.readouterr().err
+
+
+def test_debug_shows_the_traceback(workdir, command):
+    from clipkit.errors import UserError
+
+    with pytest.raises(UserError):
+        command("fit", "-c", "nope", "--debug")
+
+
+@pytest.mark.parametrize("words", [["--help"], ["tokenizer", "--help"], ["recipes"]])
+def test_help_is_quick_and_has_an_example(words):
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "clipkit.cli", *words],
+        capture_output=True, text=True, check=True, env=ENVIRONMENT,
+    )  # fmt: skip
+    assert "clipkit" in done.stdout or "siglip" in done.stdout
+    assert "torch" not in done.stderr
+
+
+def test_help_of_fit_shows_an_example(workdir, command, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        from clipkit.building import ClipkitCLI
+
+        ClipkitCLI(["fit", "--help"])
+    assert stopped.value.code == 0
+    text = capsys.readouterr().out
+    assert "clipkit fit -c base -c pairs" in text
+    assert "--weights" in text
+
+
+def test_ctrl_c_saves_and_says_how_to_go_on(workdir, pictures):
+    words = ["-c", "base", "-c", "tiny.yaml", "--data.dataset", str(pictures), "--run_name=run"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "clipkit.cli", "fit", *words, "--trainer.max_epochs=100000"],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=ENVIRONMENT, cwd=workdir,
+    )  # fmt: skip
+    journal = workdir / "runs/tiny/run/metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not journal.exists() and time.monotonic() < deadline:
+        time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, output
+    path = "runs/tiny/run/checkpoints/interrupted.ckpt"
+    assert f"clipkit fit --ckpt_path {path}" in output
+    assert "Traceback" not in output
+    import clipkit
+
+    assert clipkit.load(str(workdir / path)).embed_dim == 16
+
+
+def test_a_vocabulary_of_ones_own(workdir, pictures, command, capsys):
+    words = ["--vocab_size", "540", "--output", "words.json"]
+    assert command("tokenizer", pictures, *words) == 0
+    assert "24 captions" in capsys.readouterr().out
+    fit = ["fit", "-c", "base", "-c", "tiny.yaml", "--data.dataset", pictures]
+    assert command(*fit, "--model.tokenizer.path=words.json", "--trainer.limit_train_batches=1") == 0
+    assert command("tokenizer", "/nowhere") == 2
