@@ -263,7 +263,9 @@ def names_of_run(words: Sequence[str]) -> tuple[str, str]:
     parts = [config.name for config in named[1:]]
     for key, value in _options(words):
         if key.startswith(("model.", "data.", "trainer.max", "seed")) and "dataset" not in key:
-            parts.append(f"{key.rpartition('.')[2]}={value.rpartition('.')[2] or value}")
+            named_class = re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", value)
+            short = value.rpartition(".")[2] if named_class else value
+            parts.append(f"{key.rpartition('.')[2]}={short}")
     name = re.sub(r"[^A-Za-z0-9_.=+-]+", "_", "-".join(parts))[:80].strip("-_.")
     return experiment, name or experiment
 

@@ -45,6 +45,8 @@ def workdir(tmp_path, monkeypatch, mlflow_template):
     """An empty folder to run commands in, with an MLflow database ready."""
     monkeypatch.chdir(tmp_path)
     shutil.copy(mlflow_template, tmp_path / "mlflow.db")
+    # Absolute, because MLflow keeps one store a URI and process, whatever the current folder.
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     (tmp_path / "tiny.yaml").write_text(TINY)
     return tmp_path
 

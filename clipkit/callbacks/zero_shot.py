@@ -76,6 +76,10 @@ class ZeroShot(Callback):
     def measure(self, module: CLIPModule, name: str, data: EvalData, rows: Rows) -> Measured:
         """Evaluate on one data set."""
 
+    def arrange(self, rows: Rows) -> Rows:
+        """Return the rows as the evaluation counts them."""
+        return rows
+
     def check(self, data: EvalData, rows: Rows) -> None:
         """Refuse a data set that lacks what the evaluation needs."""
 
@@ -112,9 +116,8 @@ class ZeroShot(Callback):
             return
         if trainer.state.fn != TrainerFn.FITTING or self._is_due(trainer):
             pl_module.log_dict(_exactly(self._evaluate(trainer, pl_module, "epoch")))
-        else:
-            # The checkpoint callback wants its metric every epoch; the loggers do not.
-            pl_module.log_dict(_exactly(self.latest("epoch")), logger=False)
+        # In an epoch without an evaluation the checkpoint callback still reads the last value,
+        # which Lightning keeps; the loggers get none.
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._settle_outcomes(trainer)
@@ -158,7 +161,7 @@ class ZeroShot(Callback):
         if name not in self._rows:
             training = getattr(trainer, "datamodule", None)
             own = training if isinstance(training, PairDataModule) else None
-            self._rows[name] = open_rows(data, own)
+            self._rows[name] = self.arrange(open_rows(data, own))
         return self._rows[name]
 
     # --- Outcomes, sample by sample ------------------------------------------------------------
@@ -238,6 +241,12 @@ class ZeroShotRetrieval(ZeroShot):
         for direction in ("image_to_text", "text_to_image")
         for measure in ("r1", "r5", "r10", "recall5", "mean_rank", "median_rank")
     )
+
+    def arrange(self, rows: Rows) -> Rows:
+        # A picture that stands in several rows is one candidate with several captions.
+        from clipkit.data.rows import group_by_picture
+
+        return group_by_picture(rows)
 
     def measure(self, module: CLIPModule, name: str, data: EvalData, rows: Rows) -> Measured:
         captions, image_of_text = _captions(rows)

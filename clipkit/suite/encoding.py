@@ -37,7 +37,8 @@ def embed_data(module: CLIPModule, data: EvalData, rows: Rows) -> Tensor:
 
     Every rank embeds its share and receives them all. The module should be in eval mode.
     """
-    pictures = (data.path, data.split, data.image_column, data.limit)
+    # The same set counts fewer rows where an evaluation takes each picture once.
+    pictures = (data.path, data.split, data.image_column, data.limit, len(rows))
     weights = _version(module)
     kept = _embeddings.setdefault(module, {})
     if pictures not in kept or kept[pictures].weights != weights:

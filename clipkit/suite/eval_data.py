@@ -70,6 +70,7 @@ def open_rows(data: EvalData, training: PairDataModule | None) -> Rows:
             image_column=data.image_column,
             caption_column=data.caption_column,
             captions_required=False,
+            option="EvalData.path",
         ).split(data.split)
     return rows if data.limit is None else rows[: data.limit]
 

@@ -197,6 +197,7 @@ def fails(path: Path | str, *words: str, **options: str) -> None:
         open_layout(str(path), **options)
     message = str(caught.value)
     assert "\n" not in message
+    assert message.startswith(options.get("option", "data."))
     for word in (*words, "'"):
         assert word in message, message
 
@@ -286,6 +287,9 @@ def test_which_column_is_the_caption(pairs: list[Pair], tmp_path: Path) -> None:
     fails(path, "holds int64", "title, TEXT", caption_column="n")
     fails(path, "data.image_column 'picture'", "image, title", image_column="picture")
     bare = parquet_of(tmp_path / "b.parquet", pairs[:3], n=[1, 2, 3])
+    parquet_of(tmp_path / "c.parquet", pairs[:3], title=[["a"]] * 3)
+    fails(tmp_path / "[ac].parquet", "'title' holds string in", "and list", caption_column="title")
+    fails(tmp_path / "[ab].parquet", "b.parquet' has no column 'TEXT'")
     fails(bare, "no caption column", "data.caption_column", "n")
     assert open_layout(str(bare), captions_required=False).split("train").captions(0) == []
 
@@ -355,7 +359,7 @@ def test_paths_within_a_table(pairs: list[Pair], tmp_path: Path) -> None:
     found = open_layout(str(tmp_path / "list.parquet")).split("train")
     assert pixels(found) == [decode_image(pair.png).tobytes() for pair in pairs[:3]]
     assert (
-        open_layout(str(tmp_path)).describe().endswith("3 pictures beside the tables are not read")
+        open_layout(str(tmp_path)).describe().endswith("pictures beside the tables are not read: 3")
     )
     empty = {"bytes": None, "path": f"pictures/{pairs[0].file}"}
     image = pa.array([empty], pa.struct({"bytes": pa.binary(), "path": pa.string()}))
@@ -468,10 +472,10 @@ def test_missing_pictures_are_an_error_or_a_note(pairs: list[Pair], tmp_path: Pa
 def test_metadata_lists_every_picture(pairs: list[Pair], tmp_path: Path) -> None:
     root = as_metadata(tmp_path / "a", pairs)
     write(root / "loose.png", pairs[0].png)
-    assert "1 pictures are not in metadata.csv (loose.png)" in open_layout(str(root)).describe()
+    assert "not in metadata.csv: 1 of 201 pictures (loose.png)" in open_layout(str(root)).describe()
     for number in range(4):
         write(root / f"loose{number}.png", pairs[0].png)
-    fails(root, "5 pictures are not in metadata.csv", "loose.png")
+    fails(root, "not in metadata.csv: 5 of 205 pictures", "loose.png")
     assert len(open_layout(str(root / "metadata.csv")).split("train")) == 200
     write(root / "sub" / "metadata.csv", "file_name,text\n")
     fails(root, "several lists", "sub/metadata.csv")
@@ -489,13 +493,17 @@ def test_text_files_need_partners(pairs: list[Pair], tmp_path: Path) -> None:
     found = open_layout(str(root))
     assert len(found.split("train")) == 100
     assert found.split("train").captions(1) == ["one", "two"]
-    assert "1 text files have no picture of their name (lone.txt)" in found.describe()
+    assert "text files without a picture of their name: 1 (lone.txt)" in found.describe()
     write(root / "lone2.txt", "nothing")
-    fails(root, "2 text files", "lone.txt, lone2.txt")
+    fails(root, "of their name: 2 (lone.txt, lone2.txt)")
     (root / "lone2.txt").unlink()
     for number in range(4):
         write(root / f"sub/{number}.png", pairs[0].png)
-    fails(root, "4 of 104 pictures have no text file", "sub/0.png, sub/1.png, sub/2.png, ...")
+    fails(
+        root,
+        "text file of their name beside them: 4 of 104",
+        "sub/0.png, sub/1.png, sub/2.png, ...",
+    )
 
 
 def test_clutter_and_links(pairs: list[Pair], tmp_path: Path) -> None:
@@ -526,10 +534,10 @@ def test_classes_below_splits_and_wrappers(pairs: list[Pair], tmp_path: Path) ->
     names = ["blue ball", "gelbe Tür", "red car"]
     assert all(rows.class_names("label") == names for rows in found.splits.values())
     write(tmp_path / "a" / "set" / "train" / "loose.png", pairs[0].png)
-    fails(tmp_path / "a", "1 of 31 pictures lie outside", "set/train/loose.png")
+    fails(tmp_path / "a", "outside the folders of classes: 1 of 31", "set/train/loose.png")
     write(tmp_path / "c" / "set" / "cat" / "1.png", pairs[0].png)
     write(tmp_path / "c" / "set" / "2.png", pairs[0].png)
-    fails(tmp_path / "c", "1 of 2 pictures lie outside", "set/2.png")
+    fails(tmp_path / "c", "outside the folders of classes: 1 of 2", "set/2.png")
     # A class may be called train, as long as another is not called test.
     write(tmp_path / "b" / "train" / "1.png", pairs[0].png)
     write(tmp_path / "b" / "plane" / "2.png", pairs[1].png)
@@ -593,7 +601,7 @@ def test_damaged_tars(pairs: list[Pair], tmp_path: Path) -> None:
     fails(tmp_path / "a" / "shards-{000..005}.tar", "2 of 6 files are missing", "shards-004.tar")
     fails(tmp_path / "a" / "shard-{0..5}.tar", "matches no file", "shard-0.tar")
     write(tmp_path / "a" / "loose.png", pairs[0].png)
-    fails(tmp_path / "a", "4 tar files", "1 pictures beside them")
+    fails(tmp_path / "a", "tar files (shards-000.tar", "pictures (loose.png)")
 
 
 # --- what fits nothing -----------------------------------------------------------------------

@@ -170,6 +170,17 @@ def test_a_file_of_anything_but_tensors_is_refused(tmp_path: Path) -> None:
     torch.save({"model": Path("x")}, path)  # a pickled object, which weights_only refuses to build
     with pytest.raises(UserError, match="is not a file of tensors"):
         TimmImageEncoder("test_vit", weights=str(path))
+    torch.save([torch.zeros(1)], path)
+    with pytest.raises(UserError, match="holds no tensors by name"):
+        TimmImageEncoder("test_vit", weights=str(path))
+
+
+@pytest.mark.parametrize("name", ["test_vit", "test_convnext", "test_resnet"])
+def test_weights_of_another_family_are_refused(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "weights.pt"
+    torch.save(timm.create_model("test_efficientnet").state_dict(), path)
+    with pytest.raises(UserError, match=r"weights\.pt does not fit the model: .* missing; .*"):
+        TimmImageEncoder(name, weights=str(path))
 
 
 def test_what_is_carried_rebuilds_the_encoder_without_its_files(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ from clipkit.data.layouts.manifests import (
     read_manifests,
     read_metadata,
 )
-from clipkit.data.layouts.request import ACCEPTED, Request
+from clipkit.data.layouts.request import ACCEPTED, FileError, Request
 from clipkit.data.layouts.shards import read_shards
 from clipkit.data.layouts.tables import TABLE_SUFFIXES, read_tables, saved_files
 from clipkit.data.rows import StoredRows, named
@@ -132,6 +132,8 @@ def open_layout(
     )
     try:
         found = _recognise(request)
+    except FileError as error:
+        raise request.error(str(error)) from error
     except OSError as error:
         raise request.error(f"cannot be read ({error})") from error
     return Layout(
@@ -185,13 +187,13 @@ def _read_folder(request: Request) -> Found:
     tables = [file for file in tables if os.path.splitext(file)[0] not in described]
     if shards and images:
         raise request.error(
-            f"holds {len(shards):,} tar files ({named(shards)}) and {len(images):,} pictures beside"
-            f" them; pass {os.path.join(request.path, '*.tar')} to read the tar files, or move them"
-            " away to read the pictures"
+            f"holds tar files ({named(shards)}) and pictures ({named(images)}); pass"
+            f" {os.path.join(request.path, '*.tar')} to read the tar files, or move them away to"
+            " read the pictures"
         )
     if shards or tables:
         found = _read_splits(request, root, by_split(shards or tables))
-        loose = [f"{len(images):,} pictures beside the tables are not read"] * bool(images)
+        loose = [f"pictures beside the tables are not read: {len(images):,}"] * bool(images)
         return replace(found, notes=found.notes + loose)
     if has_text_pairs(files):
         return read_text_pairs(request, root, files)
@@ -224,6 +226,11 @@ def _read_pattern(request: Request) -> Found:
 def _read_splits(request: Request, root: str, files: dict[str, list[str]]) -> Found:
     """Files of one kind, given for each split relative to a folder."""
     kinds = {suffix(file) for names in files.values() for file in names}
+    if ".parquet" in kinds and kinds & {".arrow", ".feather"}:
+        raise request.error(
+            "holds both parquet and arrow files, maybe of the same pairs; pass those that are"
+            f" meant, such as {os.path.join(request.path, '*.parquet')}"
+        )
     if kinds <= TABLE_SUFFIXES:
         return read_tables(request, root, files, f"{'/'.join(sorted(k[1:] for k in kinds))} files")
     if kinds == {".tar"}:

@@ -35,8 +35,8 @@ def read_text_pairs(request: Request, root: str, files: Sequence[str]) -> Found:
     lone = [path for path in images if _bare(path) not in texts]
     if lone:
         raise request.error(
-            f"{len(lone):,} of {len(images):,} pictures have no text file of their name beside"
-            f" them ({named(lone)}); write the captions or take these pictures out"
+            f"pictures without a text file of their name beside them: {len(lone):,} of"
+            f" {len(images):,} ({named(lone)}); write the captions or take these pictures out"
         )
     bare, folders = {_bare(path) for path in images}, {os.path.dirname(path) for path in images}
     # Texts in folders without any picture are about something else.
@@ -45,7 +45,7 @@ def read_text_pairs(request: Request, root: str, files: Sequence[str]) -> Found:
         for name, path in texts.items()
         if name not in bare and os.path.dirname(path) in folders
     ]
-    note = f"{len(unused):,} text files have no picture of their name ({named(unused)})"
+    note = f"text files without a picture of their name: {len(unused):,} ({named(unused)})"
     if len(unused) > MAX_INCOMPLETE_RATIO * len(images):
         raise request.error(f"{note}; add the pictures or take these texts out")
     parts = {}
@@ -67,8 +67,8 @@ def read_class_folders(request: Request, root: str, images: Sequence[str]) -> Fo
     outside = [path for path in images if len(path.split("/")) < depth + 2]
     if outside and len(outside) < len(images):
         raise request.error(
-            f"{len(outside):,} of {len(images):,} pictures lie outside the folders of classes"
-            f" ({named(outside)}), so that nothing says what they show"
+            f"pictures outside the folders of classes: {len(outside):,} of {len(images):,}"
+            f" ({named(outside)}); nothing says what they show"
         )
     classes = sorted({_class_of(path) for path in images})
     if outside or len(classes) < 2:

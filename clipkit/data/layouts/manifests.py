@@ -77,7 +77,7 @@ def read_metadata(request: Request, root: str, files: Sequence[str]) -> Found:
     listed = {_spot(path) for rows in found.splits.values() for path in rows.image_files()}
     images = [path for path in files if is_image(path)]
     unlisted = [path for path in images if _spot(os.path.join(root, path)) not in listed]
-    note = f"{len(unlisted):,} pictures are not in {kinds[0]} ({named(unlisted)})"
+    note = f"not in {kinds[0]}: {len(unlisted):,} of {len(images):,} pictures ({named(unlisted)})"
     if len(unlisted) > MAX_INCOMPLETE_RATIO * len(images):
         raise request.error(
             f"{note}; list them, take them out, or pass the path of {kinds[0]} itself to use only"

@@ -26,9 +26,8 @@ from clipkit.data.layouts.columns import (
     stem,
 )
 from clipkit.data.layouts.listing import IMAGE_SUFFIXES, in_order, suffix
-from clipkit.data.layouts.request import Request
+from clipkit.data.layouts.request import FileError, Request
 from clipkit.data.rows import Source, named
-from clipkit.errors import UserError
 
 # Names of the classes that `cls` counts, beside the shards or one folder above.
 _CLASS_FILES = ("classnames.txt", "classes.txt")
@@ -103,7 +102,7 @@ class TarSource(Source):
                 yield content.decode("utf-8-sig")
             except UnicodeDecodeError as error:
                 sample = f"{self.row_name(position)}.{name}"
-                raise UserError(f"{sample} in {self._shard_of(position)!r} is no text") from error
+                raise FileError(f"{sample} in {self._shard_of(position)!r} is no text") from error
 
     def _records(self) -> Iterator[dict[str, Any]]:
         """The JSON of every sample, empty where there is none."""
@@ -114,7 +113,7 @@ class TarSource(Source):
                 record = None
             if not isinstance(record, dict):
                 sample = f"{self.row_name(position)}.json"
-                raise UserError(f"{sample} in {self._shard_of(position)!r} is no JSON object")
+                raise FileError(f"{sample} in {self._shard_of(position)!r} is no JSON object")
             yield record
 
     def _read(self, position: int, place: np.ndarray) -> bytes:
@@ -190,7 +189,7 @@ def list_samples(shards: Sequence[str]) -> Samples:
                 shard_of.append(number)
             of_field = places.setdefault(field.lower(), {})
             if of_field.setdefault(seen[sample], (offset, size)) != (offset, size):
-                raise UserError(f"{shard!r} holds {path!r} twice")
+                raise FileError(f"{shard!r} holds {path!r} twice")
     members = {}
     for field, where in places.items():
         members[field] = np.full((len(names), 2), -1, np.int64)
@@ -217,7 +216,7 @@ def _members(file: str) -> Iterator[tuple[str, int, int]]:
         reason = str(error)
         if start.startswith(_COMPRESSED):
             reason = "it is compressed, so that nothing can be read by its position; unpack it"
-        raise UserError(f"{file!r} cannot be read as tar: {reason}") from error
+        raise FileError(f"{file!r} cannot be read as tar: {reason}") from error
 
 
 def _choose_images(request: Request, fields: list[str]) -> list[str]:

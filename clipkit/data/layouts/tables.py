@@ -19,9 +19,8 @@ from clipkit.data.layouts.assembly import Found, Part, assemble
 from clipkit.data.layouts.columns import IMAGE_COLUMNS, find, keys_of_rows
 from clipkit.data.layouts.listing import in_order, split_name, suffix
 from clipkit.data.layouts.manifests import listed_parts
-from clipkit.data.layouts.request import Request
+from clipkit.data.layouts.request import FileError, Request
 from clipkit.data.rows import Source, file_size
-from clipkit.errors import UserError
 
 TABLE_SUFFIXES = frozenset({".parquet", ".arrow", ".feather"})
 
@@ -129,7 +128,7 @@ def saved_files(root: str) -> dict[str, list[str]] | None:
     for split, folder in folders.items():
         state = os.path.join(root, folder, "state.json")
         if not os.path.isfile(state):
-            raise UserError(f"{root!r} was saved by datasets, but {state!r} is missing")
+            raise FileError(f"{root!r} was saved by datasets, but {state!r} is missing")
         with open(state, encoding="utf-8") as stream:
             parts = json.load(stream)["_data_files"]
         files[split] = [os.path.join(folder, part["filename"]) for part in parts]
@@ -159,7 +158,7 @@ def read_column(files: Sequence[str], name: str) -> pa.ChunkedArray:
     chunks: list[pa.Array] = []
     for file in files:
         if name not in read_schema(file).names:
-            raise UserError(f"{file!r} has no column {name!r}, which {files[0]!r} has")
+            raise FileError(f"{file!r} has no column {name!r}, which {files[0]!r} has")
         try:
             if suffix(file) == ".parquet":
                 # In batches, because a whole row group may exceed what one array can address.
@@ -167,12 +166,15 @@ def read_column(files: Sequence[str], name: str) -> pa.ChunkedArray:
                 columns = [batch.column(0) for batch in batches]
             else:
                 columns = _map(file).column(name).chunks
-            kind = chunks[0].type if chunks else None
-            chunks += [
-                chunk if kind in (None, chunk.type) else chunk.cast(kind) for chunk in columns
-            ]
         except (pa.ArrowException, OSError) as error:
             raise _unreadable(file, error) from error
+        kind = (chunks or columns)[0].type if columns else None
+        try:
+            chunks += [column if column.type == kind else column.cast(kind) for column in columns]
+        except pa.ArrowException as error:
+            raise FileError(
+                f"column {name!r} holds {kind} in {files[0]!r} and {columns[0].type} in {file!r}"
+            ) from error
     if not chunks:
         return pa.chunked_array([], read_schema(files[0]).field(name).type)
     return pa.chunked_array(chunks)
@@ -261,11 +263,11 @@ def _map(file: str) -> pa.Table:
         return pa.ipc.open_stream(mapped).read_all()
 
 
-def _unreadable(file: str, error: Exception) -> UserError:
+def _unreadable(file: str, error: Exception) -> FileError:
     kind = "parquet" if suffix(file) == ".parquet" else "arrow"
     reason = next(iter(str(error).splitlines()), type(error).__name__)
     if os.path.isfile(file):
         with open(file, "rb") as stream:
             if stream.read(40).startswith(b"version https://git-lfs"):
                 reason = "it is a Git LFS pointer; `git lfs pull` fetches the file"
-    return UserError(f"{file!r} cannot be read as {kind}: {reason}")
+    return FileError(f"{file!r} cannot be read as {kind}: {reason}")

@@ -1,0 +1,130 @@
+"""When the evaluations run, what they log, and what they keep of every sample."""
+
+import json
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+import clipkit
+from clipkit.evaluation.classification import build_classifier, classify
+from clipkit.evaluation.prompts import expand
+
+NAME = "retrieval/own/text_to_image_r1"
+RETRIEVAL = ["--trainer.callbacks+=ZeroShotRetrieval", "--trainer.callbacks.datasets={own: {split: train}}"]
+CLASSES = [
+    "--trainer.callbacks+=ZeroShotClassification",
+    "--trainer.callbacks.datasets={own: {split: train, label_column: label}}",
+]
+
+
+@pytest.fixture
+def fit(workdir, pictures, command):
+    def run(*words, name="run"):
+        assert command(
+            "fit", "-c", "base", "-c", "tiny.yaml", "--data.dataset", pictures,
+            f"--run_name={name}", *words,
+        ) == 0  # fmt: skip
+        lines = Path(f"runs/tiny/{name}/metrics.jsonl").read_text().splitlines()
+        return [json.loads(line) for line in lines]
+
+    return run
+
+
+def points(lines, name=NAME):
+    return [(line["epoch"], line["step"]) for line in lines if name in line]
+
+
+def test_once_before_the_first_step_and_after_every_epoch(fit):
+    lines = fit(*RETRIEVAL, "--trainer.max_epochs=3")
+    assert points(lines) == [(0, 0), (0, 1), (1, 3), (2, 5)]
+    assert {f"{NAME}_low", f"{NAME}_high"} <= set(lines[0])
+    # The initial evaluation reaches no checkpoint callback: it is no metric of epoch one.
+    assert "val/loss" not in lines[0]
+
+
+def test_every_n_epochs_and_the_last(fit):
+    lines = fit(*RETRIEVAL, "--trainer.callbacks.every_n_epochs=2", "--trainer.max_epochs=5")
+    assert points(lines) == [(0, 0), (1, 3), (3, 7), (4, 9)]
+
+
+def test_monitoring_works_also_when_an_epoch_skips_the_evaluation(fit):
+    fit(
+        *RETRIEVAL, "--trainer.callbacks.every_n_epochs=2", "--trainer.max_epochs=4",
+        "--trainer.callbacks+=lightning.pytorch.callbacks.ModelCheckpoint",
+        f"--trainer.callbacks.monitor={NAME}", "--trainer.callbacks.mode=max",
+        "--trainer.callbacks.filename=best",
+    )  # fmt: skip
+    assert Path("runs/tiny/run/checkpoints/best.ckpt").is_file()
+    chosen = pq.read_schema("runs/tiny/run/outcomes/retrieval-own-chosen.parquet")
+    assert int(chosen.metadata[b"step"]) in (2, 4, 6, 8)
+
+
+def test_an_evaluation_for_the_end_is_made_once_and_only_there(fit):
+    lines = fit(
+        "--trainer.callbacks+=ZeroShotRetrieval",
+        "--trainer.callbacks.datasets={own: {split: train, when: end}}", "--trainer.max_epochs=2",
+    )  # fmt: skip
+    assert points(lines) == [(2, 4)]
+
+
+def test_nothing_is_evaluated_in_the_sanity_check(fit):
+    lines = fit(*RETRIEVAL, "--trainer.num_sanity_val_steps=1")
+    assert points(lines) == [(0, 0), (0, 1)]
+
+
+def test_values_are_those_of_the_functions_on_the_final_weights(fit):
+    lines = fit(*CLASSES, "--trainer.max_epochs=2")
+    logged = next(line for line in reversed(lines) if "zeroshot/own/top1" in line)
+    model, data, _ = clipkit.build(
+        "base", "tiny.yaml", overrides=[f"data.dataset={_dataset()}", "run_name=again"]
+    )
+    state = torch.load("runs/tiny/run/checkpoints/last.ckpt", weights_only=True)["state_dict"]
+    model.load_state_dict(state)
+    model.eval()
+    data.trainer = None
+    rows = data.evaluation_rows("train")
+    labels = rows.labels("label")
+    prompts = expand(labels.names, "photo")
+    texts = model.embed_texts(prompts.unique)[prompts.prompt_index]
+    classifier = build_classifier(texts, prompts.class_of_prompt, len(labels.names))
+    images = model.embed_images([rows.image(i) for i in range(len(rows))])
+    outcomes = classify(images, classifier, torch.from_numpy(labels.ids))
+    assert logged["zeroshot/own/top1"] == pytest.approx(float(outcomes.top1.mean()), abs=1e-9)
+    kept = pq.read_table("runs/tiny/run/outcomes/zeroshot-own-last.parquet")
+    assert kept.column_names == ["metric", "row", "group", "outcome"]
+    assert kept["outcome"].to_pylist() == pytest.approx(outcomes.top1.tolist())
+
+
+def _dataset():
+    import yaml
+
+    return yaml.safe_load(Path("runs/tiny/run/config.yaml").read_text())["data"]["init_args"]["dataset"]
+
+
+def test_outcomes_of_retrieval_average_to_its_metrics(fit):
+    lines = fit(*RETRIEVAL)
+    table = pq.read_table("runs/tiny/run/outcomes/retrieval-own-last.parquet").to_pandas()
+    means = table.groupby("metric").outcome.mean()
+    for metric in ("text_to_image_r1", "image_to_text_r10"):
+        assert means[metric] == pytest.approx(lines[-1][f"retrieval/own/{metric}"], abs=1e-9)
+
+
+def test_pictures_are_embedded_once_for_all_callbacks(fit, monkeypatch):
+    from clipkit.suite import encoding
+
+    calls = []
+    embed = encoding._embed
+    monkeypatch.setattr(encoding, "_embed", lambda *a: calls.append(1) or embed(*a))
+    fit(*RETRIEVAL, *CLASSES, "--trainer.max_epochs=2")
+    assert len(calls) == 3  # before the first step, and after each of two epochs
+
+
+def test_the_text_side_is_rebuilt_with_the_current_weights(fit):
+    """With the image tower locked and heads too, only texts can move the classifier."""
+    lines = fit(*CLASSES, "--model.lock_image=0", "--model.image_lr=0", "--model.optimizer.lr=0.1",
+                "--trainer.max_epochs=3", "--model.schedule.warmup_steps=0")  # fmt: skip
+    values = [line["zeroshot/own/top1"] for line in lines if "zeroshot/own/top1" in line]
+    fives = [line["zeroshot/own/top5"] for line in lines if "zeroshot/own/top5" in line]
+    assert len(set(values + fives)) > 2
