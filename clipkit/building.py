@@ -17,13 +17,10 @@ import torch
 import yaml
 from jsonargparse import ArgumentError, Namespace
 from lightning import LightningDataModule, Trainer
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 # Short names in YAML resolve for classes that are imported, hence these.
-import clipkit.callbacks
-import clipkit.optim
-import clipkit.tracking
 from clipkit import checkpoint as checkpoints
 from clipkit import recipes
 from clipkit.callbacks.console import Console
@@ -85,13 +82,22 @@ class ClipkitCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument(
-            "--weights", type=str | None, default=None, help="Start a new run from a checkpoint's weights."
+            "--weights",
+            type=str | None,
+            default=None,
+            help="Start a new run from a checkpoint's weights.",
         )
         parser.add_argument(
-            "--experiment", type=str | None, default=None, help="Name of the experiment. Left out: the recipe's."
+            "--experiment",
+            type=str | None,
+            default=None,
+            help="Name of the experiment. Left out: the recipe's.",
         )
         parser.add_argument(
-            "--run_name", type=str | None, default=None, help="Name of the run. Left out: what differs."
+            "--run_name",
+            type=str | None,
+            default=None,
+            help="Name of the run. Left out: what differs.",
         )
 
     # --- Words to configuration --------------------------------------------------------------
@@ -190,14 +196,16 @@ class ClipkitCLI(LightningCLI):
         return arguments
 
     def _section(self) -> Namespace:
-        return self.config[self.subcommand] if self.subcommand else self.config
+        section: Namespace = self.config[self.subcommand] if self.subcommand else self.config
+        return section
 
     def _record(self) -> dict[str, Any]:
         """Return the configuration as plain values, without what is not part of an experiment."""
         self._dump_config()
         keys = ("seed_everything", "experiment", "run_name", "model", "data", "trainer", "weights")
         record = {key: self.config_dump[key] for key in keys if key in self.config_dump}
-        return _without(record, "definition")
+        plain: dict[str, Any] = _without(record, "definition")
+        return plain
 
 
 def run(words: Sequence[str], *, trust: Sequence[str] = ()) -> int:
@@ -289,7 +297,9 @@ def _is_config(word: str) -> bool:
 
 
 def _typed(words: Sequence[str], *keys: str) -> bool:
-    return any(word == key or word.startswith((f"{key}=", f"{key}.")) for word in words for key in keys)
+    return any(
+        word == key or word.startswith((f"{key}=", f"{key}.")) for word in words for key in keys
+    )
 
 
 def _options(words: Sequence[str]) -> Iterator[tuple[str, str]]:
@@ -327,7 +337,7 @@ def _take_carried(section: Namespace, restored: checkpoints.Restored) -> None:
         then = restored.configuration["model"].get(part)
         if not isinstance(value, Namespace) or _plain(value) != _plain(then):
             continue
-        target = value["init_args"] if "init_args" in value else value
+        target = value.get("init_args", value)
         for name, argument in arguments.items():
             target[name] = argument
 

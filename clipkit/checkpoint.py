@@ -1,4 +1,4 @@
-"""What travels in a checkpoint beside the weights, and how a stranger's file is read without running it.
+"""What travels in a checkpoint beside the weights, and how a stranger's file is read safely.
 
 A checkpoint of clipkit holds, as plain strings and numbers, the configuration that built the model
 and what its constructors read from outside (a tokenizer's definition, a tower's configuration).
@@ -51,8 +51,17 @@ PUBLIC_PARTS = frozenset(
 """Every class a checkpoint may name; a test compares it with what the packages export."""
 
 OPTIMIZERS = "torch.optim."
-PARTS = ("image_encoder", "text_encoder", "image_head", "text_head", "temperature", "loss",
-         "optimizer", "schedule", "tokenizer")  # fmt: skip
+PARTS = (
+    "image_encoder",
+    "text_encoder",
+    "image_head",
+    "text_head",
+    "temperature",
+    "loss",
+    "optimizer",
+    "schedule",
+    "tokenizer",
+)
 
 
 class Restored(NamedTuple):
@@ -155,7 +164,7 @@ def _usable(configuration: dict[str, Any]) -> dict[str, Any]:
         for callback in (callbacks if isinstance(callbacks, list) else [callbacks])
         if isinstance(callback, dict) and str(callback.get("class_path")).startswith("clipkit.")
     ]
-    usable = {k: configuration[k] for k in ("model", "data") if k in configuration}
+    usable: dict[str, Any] = {k: configuration[k] for k in ("model", "data") if k in configuration}
     if _is_number(configuration.get("seed_everything")):
         usable["seed_everything"] = configuration["seed_everything"]
     for key in ("experiment", "run_name"):
@@ -235,8 +244,10 @@ def load_weights(module: nn.Module, state_dict: dict[str, torch.Tensor], path: s
     problems = [
         f"{title} {_first_few(names)}"
         for title, names in (
-            ("missing", missing), ("unexpected", unexpected), ("of another shape", misshapen),
-        )  # fmt: skip
+            ("missing", missing),
+            ("unexpected", unexpected),
+            ("of another shape", misshapen),
+        )
         if names
     ]
     if problems:

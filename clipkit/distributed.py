@@ -28,17 +28,17 @@ def gather(rows: Tensor) -> Tensor:
     """
     if world_size() == 1:
         return rows
-    return _Gather.apply(rows)  # type: ignore[no-any-return, no-untyped-call]
+    return _Gather.apply(rows)  # type: ignore[no-any-return]
 
 
 def gather_ragged(rows: Tensor) -> Tensor:
-    """Concatenate every process's rows in rank order where their numbers may differ; no gradient."""
+    """Concatenate all processes' rows in rank order; numbers may differ, no gradient."""
     if world_size() == 1:
         return rows
     counts = _all_gather(torch.tensor([len(rows)], device=rows.device)).tolist()
     padded = rows.new_zeros((max(counts), *rows.shape[1:]))
     padded[: len(rows)] = rows
-    blocks = _all_gather(padded).split(max(counts))
+    blocks = torch.split(_all_gather(padded), max(counts))
     return torch.cat([block[:count] for block, count in zip(blocks, counts, strict=True)])
 
 

@@ -1,7 +1,7 @@
-"""The one exception for what a user wrote: the command line prints its sentence and exits with 2."""
+"""The exception for what a user wrote: its sentence is printed, the exit code is 2."""
 
 from __future__ import annotations
 
 
 class UserError(ValueError):
-    """A mistake in what the user wrote: one sentence with the key, the value and what is accepted."""
+    """A user's mistake: one sentence with the key, the value and what is accepted."""

@@ -141,7 +141,9 @@ class CLIPModule(L.LightningModule):
         return _normalize(self.text_head(self.text_encoder(tokens)))
 
     @torch.no_grad()
-    def embed_images(self, images: Sequence[Image.Image | str | bytes], *, batch_size: int = 64) -> Tensor:
+    def embed_images(
+        self, images: Sequence[Image.Image | str | bytes], *, batch_size: int = 64
+    ) -> Tensor:
         """Embed pictures (PIL, paths or encoded bytes) to (N, D) of unit norm, on the CPU.
 
         Batching and resizing are included; the module should be in eval mode.
@@ -208,7 +210,8 @@ class CLIPModule(L.LightningModule):
             self.log_dict({k: v.detach() for k, v in named.items()}, sync_dist=True)
             self.log_dict(self._state_of_training(all_ids))
             self._warn_of_no_learning(terms.loss, len(everywhere.image))
-        return terms.loss
+        loss: Tensor = terms.loss
+        return loss
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         # Runs before Lightning clips.
@@ -249,7 +252,8 @@ class CLIPModule(L.LightningModule):
         }
 
     def _logs_this_step(self) -> bool:
-        return (self.global_step + 1) % max(self.trainer.log_every_n_steps, 1) == 0
+        every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        return bool((self.global_step + 1) % max(every, 1) == 0)
 
     def _state_of_training(self, all_ids: Ids) -> dict[str, float | Tensor]:
         state: dict[str, float | Tensor] = {
@@ -333,7 +337,7 @@ class CLIPModule(L.LightningModule):
             return
         columns = {k: gather_ragged(torch.cat([block[k] for block in kept])) for k in kept[0]}
         # Samplers repeat rows so that ranks stay in step; each row counts once, in data order.
-        rows, first = _unique_first(columns["rows"])
+        first = _first_of_each(columns["rows"])
         metrics = self._block_metrics({k: v[first] for k, v in columns.items() if k != "rows"})
         metrics["scale"] = self.temperature.scale
         if self.temperature.bias is not None:
@@ -404,15 +408,15 @@ def _share_repeated(ids: Ids) -> float:
     """Return the share of rows whose caption or picture stands in the batch more than once."""
     repeated = torch.zeros_like(ids.caption, dtype=torch.bool)
     for values in ids:
-        _, inverse, counts = values.unique(return_inverse=True, return_counts=True)
+        _, inverse, counts = torch.unique(values, return_inverse=True, return_counts=True)
         repeated |= counts[inverse] > 1
     return float(repeated.float().mean())
 
 
-def _unique_first(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the sorted distinct rows and where each first stands."""
+def _first_of_each(rows: Tensor) -> Tensor:
+    """Return where each distinct row first stands, in the order of the rows' numbers."""
     order = rows.argsort(stable=True)
     ordered = rows[order]
     keep = torch.ones_like(ordered, dtype=torch.bool)
     keep[1:] = ordered[1:] != ordered[:-1]
-    return ordered[keep], order[keep]
+    return order[keep]

@@ -92,7 +92,9 @@ def _unknown_class(key: str, name: str, others: Sequence[str]) -> str:
     for other in others:
         if "No module named" in other or "has no attribute" in other:
             reason = other.rpartition(": ")[2]
-            return f"{key}: {name} cannot be imported ({reason}); your own file lies in this folder?"
+            return (
+                f"{key}: {name} cannot be imported ({reason}); your own file lies in this folder?"
+            )
     base = _OF_PART.get(key)
     known = sorted(part.__name__ for part in _subclasses(base)) if base else []
     close = get_close_matches(name, known, n=1)
@@ -102,7 +104,8 @@ def _unknown_class(key: str, name: str, others: Sequence[str]) -> str:
 
 
 def _subclasses(base: type) -> Iterator[type]:
-    for subclass in base.__subclasses__():
+    subclasses: list[type] = base.__subclasses__()
+    for subclass in subclasses:
         if subclass.__module__.startswith("clipkit."):
             yield subclass
         yield from _subclasses(subclass)

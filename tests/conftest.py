@@ -1,4 +1,4 @@
-"""What the tests share: an offline environment, a folder to work in, a small data set, a small recipe."""
+"""What the tests share: an offline environment, a folder, a small data set and recipe."""
 
 import csv
 import os

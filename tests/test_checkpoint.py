@@ -28,10 +28,12 @@ def trained(tmp_path_factory, pictures, mlflow_template):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         code = main(
-            ["fit", "-c", "base", "-c", "tiny.yaml", "--data.dataset", str(pictures)]
-            + ["--trainer.max_epochs=2", "--model.tokenizer.path=words.json", "--run_name=run"]
-            + ["--trainer.callbacks+=ZeroShotRetrieval"]
-            + ["--trainer.callbacks.datasets={own: {}}"]
+            [
+                *("fit", "-c", "base", "-c", "tiny.yaml", "--data.dataset", str(pictures)),
+                *("--trainer.max_epochs=2", "--model.tokenizer.path=words.json", "--run_name=run"),
+                "--trainer.callbacks+=ZeroShotRetrieval",
+                "--trainer.callbacks.datasets={own: {}}",
+            ]
         )
         assert code == 0
         (folder / "words.json").unlink()  # the checkpoint carries it
@@ -59,7 +61,9 @@ def test_validate_alone_gives_the_logged_values(last, trained, tmp_path, monkeyp
         if line.startswith(("val/", "retrieval/")) and len(line.split()) == 2
     )  # fmt: skip
     logged = next(line for line in reversed(journal(trained)) if "val/loss" in line)
-    promised = {name: value for name, value in logged.items() if "/" in name and "train/" not in name}
+    promised = {
+        name: value for name, value in logged.items() if "/" in name and "train/" not in name
+    }
     assert promised
     assert {name: float(printed[name]) for name in promised} == promised
     assert not (tmp_path / "mlflow.db").exists()
@@ -155,14 +159,18 @@ FORGERIES = {
     "function as head": model_part("image_head", "evil.function"),
     "function as factory": model_part("text_head", {"class_path": "evil.function"}),
     "optimizer": model_part("optimizer", {"class_path": "evil.function"}),
-    "optimizer's value": lambda kept: kept["configuration"]["model"]["optimizer"]["init_args"].update(
-        lr="evil.Encoder"
-    ),
+    "optimizer's value": lambda kept: kept["configuration"]["model"]["optimizer"][
+        "init_args"
+    ].update(lr="evil.Encoder"),
     "nested optimizer value": lambda kept: kept["configuration"]["model"]["optimizer"][
         "init_args"
     ].update(betas=["evil.Encoder", 0.9]),
-    "optimizer in disguise": model_part("optimizer", {"class_path": "torch.optim.../evil.function"}),
-    "submodule of torch.optim": model_part("optimizer", {"class_path": "torch.optim.swa_utils.math"}),
+    "optimizer in disguise": model_part(
+        "optimizer", {"class_path": "torch.optim.../evil.function"}
+    ),
+    "submodule of torch.optim": model_part(
+        "optimizer", {"class_path": "torch.optim.swa_utils.math"}
+    ),
     "class of another library": model_part("loss", {"class_path": "os.system"}),
     "nested": model_part(
         "temperature",

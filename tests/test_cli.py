@@ -33,7 +33,7 @@ def refused(workdir, pictures, command, capsys):
     ("words", "parts"),
     [
         (["--data.dataset", "/nowhere"], ["data.dataset '/nowhere'", "does not exist"]),
-        (["--data.caption_column", "captoin"], ["data.caption_column", "captoin", "caption, label"]),
+        (["--data.caption_column", "captoin"], ["data.caption_column 'captoin'", "caption, label"]),
         (["--data.batch_size", "64"], ["data.batch_size: 64", "23 pairs"]),
         (["--data.batch_size", "0"], ["data.batch_size: 0"]),
         (["--data.batch_size", "many"], ["data.batch_size: many", "int"]),
@@ -84,8 +84,8 @@ STOP = "--trainer.callbacks+=lightning.pytorch.callbacks.EarlyStopping"
 @pytest.mark.parametrize(
     ("words", "parts"),
     [
-        (callback("ZeroShotRetrieval", "{own: {split: tset}}"), ["own", "no split 'tset'", "train"]),
-        (callback("ZeroShotClassification", "{own: {label_column: lable}}"), ["lable", "caption, label"]),
+        (callback("ZeroShotRetrieval", "{own: {split: tset}}"), ["own", "no split 'tset'"]),
+        (callback("ZeroShotClassification", "{own: {label_column: lable}}"), ["lable", "caption"]),
         (callback("ZeroShotClassification", "{own: {lable: x}}"), ["trainer.callbacks", "lable"]),
         (callback("ZeroShotClassification", "{own: {templates: photo of}}"), ["'photo of'", "{}"]),
         (
@@ -93,8 +93,12 @@ STOP = "--trainer.callbacks+=lightning.pytorch.callbacks.EarlyStopping"
             ["EarlyStopping.monitor", "did you mean val/loss", "retrieval/own/text_to_image_r1"],
         ),
         (
-            callback("ZeroShotRetrieval", "{own: {split: train, when: end}}", STOP)
-            + ["--trainer.callbacks.monitor=retrieval/own/text_to_image_r1"],
+            callback(
+                "ZeroShotRetrieval",
+                "{own: {split: train, when: end}}",
+                STOP,
+                "--trainer.callbacks.monitor=retrieval/own/text_to_image_r1",
+            ),
             ["choose on validation"],
         ),
     ],
@@ -158,9 +162,9 @@ def test_help_is_quick_and_has_an_example(words):
 
 
 def test_help_of_fit_shows_an_example(workdir, command, capsys):
-    with pytest.raises(SystemExit) as stopped:
-        from clipkit.building import ClipkitCLI
+    from clipkit.building import ClipkitCLI
 
+    with pytest.raises(SystemExit) as stopped:
         ClipkitCLI(["fit", "--help"])
     assert stopped.value.code == 0
     text = capsys.readouterr().out
@@ -194,5 +198,7 @@ def test_a_vocabulary_of_ones_own(workdir, pictures, command, capsys):
     assert command("tokenizer", pictures, *words) == 0
     assert "24 captions" in capsys.readouterr().out
     fit = ["fit", "-c", "base", "-c", "tiny.yaml", "--data.dataset", pictures]
-    assert command(*fit, "--model.tokenizer.path=words.json", "--trainer.limit_train_batches=1") == 0
+    assert (
+        command(*fit, "--model.tokenizer.path=words.json", "--trainer.limit_train_batches=1") == 0
+    )
     assert command("tokenizer", "/nowhere") == 2

@@ -25,7 +25,11 @@ CASES = [
 def towers():
     torch.manual_seed(0)
     model = nn.ModuleDict(
-        {"image": nn.Linear(7, DIM), "text": nn.Linear(7, DIM), "temperature": Temperature(bias=-2.0)}
+        {
+            "image": nn.Linear(7, DIM),
+            "text": nn.Linear(7, DIM),
+            "temperature": Temperature(bias=-2.0),
+        }
     )
     return model.double()
 
@@ -64,9 +68,7 @@ def gradients(loss, rank, world_size):
 
 
 def work(rank, world_size, file, queue):
-    dist.init_process_group(
-        "gloo", init_method=f"file://{file}", rank=rank, world_size=world_size
-    )
+    dist.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=world_size)
     results = [gradients(loss, rank, world_size) for loss in CASES]
     ragged = gather_ragged(torch.arange(rank + 1) + 10 * rank).tolist()
     if rank == 0:

@@ -1,4 +1,4 @@
-"""Every shipped YAML: its first line is the command that runs it, it parses, and offline ones train."""
+"""Every shipped YAML: its first line is its command, it parses, and offline ones train."""
 
 import re
 from pathlib import Path
@@ -25,9 +25,17 @@ def words_of(name):
     return first.removeprefix("# clipkit ").split()
 
 
+def words_on(name, pictures):
+    """The same on the small data set."""
+    folder = str(pictures)
+    return [w.replace("~/my_pictures", folder).replace("DIR", folder) for w in words_of(name)]
+
+
 def test_recipes_are_found_by_glob():
     assert {"base", "quickstart", "pairs", "emoji", "grocery", "flickr8k"} <= set(NAMES)
-    assert {f"ablations/{n}" for n in ("siglip", "mlp_head", "resnet", "bag_of_tokens")} <= set(NAMES)
+    assert {f"ablations/{n}" for n in ("siglip", "mlp_head", "resnet", "bag_of_tokens")} <= set(
+        NAMES
+    )
     assert set(FROM_THE_HUB) <= set(NAMES)
 
 
@@ -45,29 +53,38 @@ def test_the_command_parses(name, workdir, pictures):
     import clipkit.building as building
     from clipkit.building import ClipkitCLI
 
-    class Parsed(Exception):
+    class ParsedError(Exception):
         pass
 
     class OnlyParse(ClipkitCLI):
         def before_instantiate_classes(self):
-            raise Parsed
+            raise ParsedError
 
-    words = [w.replace("~/my_pictures", str(pictures)).replace("DIR", str(pictures)) for w in words_of(name)]
-    with pytest.raises(Parsed):
+    words = [
+        w.replace("~/my_pictures", str(pictures)).replace("DIR", str(pictures))
+        for w in words_of(name)
+    ]
+    with pytest.raises(ParsedError):
         OnlyParse(words)
     assert building.names_of_run(words[1:])[0] not in ("base", "clipkit")
 
 
 @pytest.mark.parametrize("name", [n for n in NAMES if n != "base" and n not in FROM_THE_HUB])
 def test_offline_recipes_train_two_steps(name, workdir, pictures, command):
-    words = [w.replace("~/my_pictures", str(pictures)).replace("DIR", str(pictures)) for w in words_of(name)]
+    words = [
+        w.replace("~/my_pictures", str(pictures)).replace("DIR", str(pictures))
+        for w in words_of(name)
+    ]
     small = ["--trainer.max_steps=2", "--trainer.max_epochs=-1", "--trainer.log_every_n_steps=1"]
     small += ["--trainer.limit_val_batches=1", "--data.batch_size=8", "--run_name=run"]
     small += ["--trainer.logger=false"]
     if "quickstart" in words:
         small += ["--data.length=16"]
     if name == "emoji":
-        small += ["--data.caption_column=caption", *without_end("ZeroShotRetrieval", "caption_column: caption")]
+        small += [
+            "--data.caption_column=caption",
+            *without_end("ZeroShotRetrieval", "caption_column: caption"),
+        ]
     if name == "grocery":
         small += without_end("ZeroShotClassification", 'label_column: label, templates: "{}"')
     assert command(*words, *small) == 0

@@ -112,7 +112,9 @@ def test_locked_towers_do_not_move(fit):
 
 
 def test_rates_per_tower(fit):
-    assert fit("--model.image_lr=0.5", "--model.text_lr=0.25", "--model.schedule.warmup_steps=0") == 0
+    assert (
+        fit("--model.image_lr=0.5", "--model.text_lr=0.25", "--model.schedule.warmup_steps=0") == 0
+    )
     line = journal()[0]
     assert (line["train/lr_image"], line["train/lr_text"]) == (0.5, 0.25)
 
@@ -165,7 +167,9 @@ def test_a_class_of_ones_own_in_the_current_folder(fit, workdir):
 
 def test_switching_a_class_keeps_arguments_of_the_same_name(fit):
     """jsonargparse's way, good for ablations: the size stays the recipe's."""
-    assert fit("--model.image_encoder=TimmImageEncoder", "--model.image_encoder.name=test_resnet") == 0
+    assert (
+        fit("--model.image_encoder=TimmImageEncoder", "--model.image_encoder.name=test_resnet") == 0
+    )
     assert clipkit.load("runs/tiny/run/checkpoints/last.ckpt").image_encoder.image_size == 16
 
 

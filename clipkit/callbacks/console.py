@@ -11,7 +11,7 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
-from clipkit.callbacks.zero_shot import ZeroShot
+from clipkit.callbacks.zero_shot import ZeroShot, chosen_checkpoint
 from clipkit.module import CLIPModule
 from clipkit.tracking import MLflowLogger, run_folder
 
@@ -115,7 +115,7 @@ def _summary(trainer: L.Trainer, seconds: float) -> Iterator[str]:
     folder = run_folder(trainer)
     if folder is None:
         return
-    checkpoint = _best_file(trainer)
+    checkpoint = _checkpoint(trainer)
     where = [logger.where for logger in trainer.loggers if isinstance(logger, MLflowLogger)]
     minutes, rest = divmod(round(seconds), 60)
     yield f"\ndone in {minutes}:{rest:02d} after {trainer.global_step} steps"
@@ -128,11 +128,12 @@ def _summary(trainer: L.Trainer, seconds: float) -> Iterator[str]:
         yield f"  next        clipkit validate --ckpt_path {os.path.relpath(checkpoint)}"
 
 
-def _best_file(trainer: L.Trainer) -> str:
-    callback = trainer.checkpoint_callback
-    if not isinstance(callback, ModelCheckpoint):
-        return ""
-    return callback.best_model_path if callback.monitor else callback.last_model_path
+def _checkpoint(trainer: L.Trainer) -> str:
+    """Return the checkpoint chosen on validation, else the last."""
+    last = [
+        c.last_model_path for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)
+    ]
+    return chosen_checkpoint(trainer) or next(filter(None, last), "")
 
 
 def _latest(trainer: L.Trainer, when: str = "epoch") -> dict[str, float]:
@@ -177,13 +178,12 @@ def _cell(metrics: dict[str, float], name: str) -> str:
 
 def _aligned(rows: list[list[str]]) -> str:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        "  "
-        + "  ".join(
-            [row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))]
-        )
-        for row in rows
-    )
+
+    def line(row: list[str]) -> str:
+        numbers = (cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))
+        return "  ".join(["", row[0].ljust(widths[0]), *numbers])
+
+    return "\n".join(map(line, rows))
 
 
 def _exact(trainer: L.Trainer) -> str:

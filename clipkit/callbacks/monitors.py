@@ -27,7 +27,9 @@ class CheckMonitors(Callback):
                 evaluated |= callback.metric_names()
         known = {*evaluated, *pl_module.metric_names(), "train/loss"}
         # A user's own callback may log whatever it likes: then nothing can be said here.
-        foreign = any(not type(c).__module__.startswith(("clipkit", "lightning")) for c in callbacks)
+        foreign = any(
+            not type(c).__module__.startswith(("clipkit", "lightning")) for c in callbacks
+        )
         for callback in callbacks:
             monitor = getattr(callback, "monitor", None)
             if monitor is None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import lightning as L
 import numpy as np
 import torch
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 from torch import Tensor
@@ -57,7 +57,7 @@ class ZeroShot(Callback):
 
     Args:
         datasets: what to evaluate on; the key names the set in its metrics.
-        every_n_epochs: evaluate after every n-th epoch, and after the last.
+        every_n_epochs: evaluate after every n-th epoch, the first and the last.
     """
 
     kind: str
@@ -69,6 +69,7 @@ class ZeroShot(Callback):
         self.datasets = datasets
         self.every_n_epochs = every_n_epochs
         self._rows: dict[str, Rows] = {}
+        self._has_logged = False
         self._latest: dict[str, dict[str, float]] = {"epoch": {}, "end": {}}
         self._outcomes_of: dict[str, str] = {}
 
@@ -116,6 +117,7 @@ class ZeroShot(Callback):
             return
         if trainer.state.fn != TrainerFn.FITTING or self._is_due(trainer):
             pl_module.log_dict(_exactly(self._evaluate(trainer, pl_module, "epoch")))
+            self._has_logged = True
         # In an epoch without an evaluation the checkpoint callback still reads the last value,
         # which Lightning keeps; the loggers get none.
 
@@ -129,11 +131,9 @@ class ZeroShot(Callback):
 
     def _is_due(self, trainer: L.Trainer) -> bool:
         epoch = trainer.current_epoch + 1
-        # Nothing measured yet: a resumed run, whose checkpoint callback wants its metric.
+        # The first epoch of a fit too: the checkpoint callback wants its metric from then on.
         return (
-            epoch % self.every_n_epochs == 0
-            or epoch == trainer.max_epochs
-            or not self.latest("epoch")
+            epoch % self.every_n_epochs == 0 or epoch == trainer.max_epochs or not self._has_logged
         )
 
     # --- What ----------------------------------------------------------------------------------
@@ -181,9 +181,8 @@ class ZeroShot(Callback):
 
         It chooses after every validation, so this is seen at the next evaluation.
         """
-        folder = run_folder(trainer)
-        best = getattr(trainer.checkpoint_callback, "best_model_path", "")
-        if folder is None or not best or getattr(trainer.checkpoint_callback, "monitor", None) is None:
+        folder, best = run_folder(trainer), chosen_checkpoint(trainer)
+        if folder is None or not best:
             return
         for last in (folder / "outcomes").glob(f"{self.kind}-*-last.parquet"):
             name = last.name.removesuffix("-last.parquet")
@@ -199,7 +198,7 @@ class ZeroShotClassification(ZeroShot):
 
     Args:
         datasets: what to evaluate on; the key names the set in its metrics.
-        every_n_epochs: evaluate after every n-th epoch, and after the last.
+        every_n_epochs: evaluate after every n-th epoch, the first and the last.
     """
 
     kind = "zeroshot"
@@ -232,7 +231,7 @@ class ZeroShotRetrieval(ZeroShot):
 
     Args:
         datasets: what to evaluate on; the key names the set in its metrics.
-        every_n_epochs: evaluate after every n-th epoch, and after the last.
+        every_n_epochs: evaluate after every n-th epoch, the first and the last.
     """
 
     kind = "retrieval"
@@ -256,11 +255,20 @@ class ZeroShotRetrieval(ZeroShot):
         outcomes = [
             Outcome(f"{direction}_r{k}", side.rows, side.groups, getattr(side, f"hit{k}"))
             for direction, side in (
-                ("image_to_text", found.image_to_text), ("text_to_image", found.text_to_image),
-            )  # fmt: skip
+                ("image_to_text", found.image_to_text),
+                ("text_to_image", found.text_to_image),
+            )
             for k in (1, 5, 10)
         ]
         return Measured(retrieval_metrics(found), retrieval_intervals(found), outcomes)
+
+
+def chosen_checkpoint(trainer: L.Trainer) -> str:
+    """Return the file that a checkpoint callback with a monitor holds for the best, or ''."""
+    for callback in trainer.checkpoint_callbacks:
+        if isinstance(callback, ModelCheckpoint) and callback.monitor is not None:
+            return callback.best_model_path
+    return ""
 
 
 def _captions(rows: Rows) -> tuple[list[str], np.ndarray]:

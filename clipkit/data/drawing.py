@@ -161,7 +161,8 @@ def captions(drawing: Drawing) -> list[str]:
 def draw(drawing: Drawing, size: int) -> NDArray[np.uint8]:
     """Rasterise a picture of `size` x `size` pixels; (H, W, 3) in RGB."""
     palette = np.array((drawing.paper, drawing.pattern), dtype=np.uint8)
-    picture = palette[_pattern(drawing.background, size)]
+    # Thrice as fast as palette[...].
+    picture = palette.take(_pattern(drawing.background, size), axis=0)
     mask = _mask(drawing.shape, max(1, _pixels(drawing.radius, size)), drawing.degrees)
     # The mask is even and sits on whole pixels: it depends on few numbers and is worth keeping.
     half = len(mask) // 2

@@ -97,7 +97,9 @@ class PairDataModule(L.LightningDataModule):
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.captions = captions
-        self.augment = (Augmentation() if augment else None) if isinstance(augment, bool) else augment
+        self.augment = (
+            (Augmentation() if augment else None) if isinstance(augment, bool) else augment
+        )
         self.shrink_batch = shrink_batch
         self.image_size = image_size
         self.tokenizer = tokenizer
@@ -248,7 +250,7 @@ class PairDataModule(L.LightningDataModule):
         tokenizer = self.tokenizer if module is None else module.tokenizer
         if tokenizer is None:
             raise UserError("data.tokenizer: needed where no module says it")
-        return tokenizer  # type: ignore[no-any-return]
+        return tokenizer
 
 
 class PairDataset(Dataset[Sample]):
@@ -278,8 +280,8 @@ class PairDataset(Dataset[Sample]):
         return len(self.rows) if self._starts is None else int(self._starts[-1])
 
     def __getitem__(self, key: SampleKey) -> Sample:
-        rng = np.random.default_rng((self.seed, key.epoch, key.index))
-        row_index, which = self._locate(key.index)
+        rng = np.random.default_rng((self.seed, key.epoch, key.number))
+        row_index, which = self._locate(key.number)
         row = self.rows[row_index]
         caption = row.captions[which] if which is not None else self._pick(row.captions, rng)
         encoded = _read(row.image)
@@ -291,7 +293,7 @@ class PairDataset(Dataset[Sample]):
             )
         else:
             tensor = self.augment(image, pixels.size, pixels.interpolation, rng)
-        return Sample(tensor, caption, _image_id(encoded), key.index)
+        return Sample(tensor, caption, _image_id(encoded), key.number)
 
     def _locate(self, index: int) -> tuple[int, int | None]:
         if self._starts is None:

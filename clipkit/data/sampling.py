@@ -10,10 +10,10 @@ from torch.utils.data import Dataset, DistributedSampler
 
 
 class SampleKey(NamedTuple):
-    """What a data set is asked for: drawing augmentations needs the epoch beside the index."""
+    """What a data set is asked for: drawing augmentations needs the epoch beside the number."""
 
     epoch: int
-    index: int
+    number: int
 
 
 # Both derive from DistributedSampler so that Lightning, which replaces other samplers under DDP,

@@ -62,7 +62,9 @@ class ShapesPairs(PairDataModule):
 
     def load(self, split: str) -> Rows:
         if split not in get_args(Split):
-            raise UserError(f"split: drawn pictures have {', '.join(get_args(Split))}, no {split!r}")
+            raise UserError(
+                f"split: drawn pictures have {', '.join(get_args(Split))}, no {split!r}"
+            )
         # pyarrow, which rows need, comes with datasets; a training step works without.
         from clipkit.data.drawn import DrawnRows
 

@@ -19,9 +19,7 @@ class InfoNCELoss(ContrastiveLoss):
             https://arxiv.org/abs/2204.03610) or ``negative`` (as other implementations have it).
     """
 
-    def __init__(
-        self, *, label_smoothing: float = 0.0, duplicates: Duplicates = "ignore"
-    ) -> None:
+    def __init__(self, *, label_smoothing: float = 0.0, duplicates: Duplicates = "ignore") -> None:
         super().__init__()
         self.label_smoothing = label_smoothing
         self.duplicates = duplicates
@@ -72,9 +70,11 @@ def info_nce(
     """Return the mean cross-entropy of finding column ``offset + i`` for row i.
 
     Args:
-        rows: (b, D). columns: (N, D), both of unit norm.
+        rows: (b, D) of unit norm.
+        columns: (N, D) of unit norm.
         offset: the column of the first row's positive.
-        scale: multiplies the cosines. bias: is added to them and cancels in the softmax.
+        scale: multiplies the cosines.
+        bias: is added to them; it cancels in the softmax.
         repeated: (b, N) bool, the columns that repeat the row's own positive.
         repeated_are_positive: whether those share the target; otherwise they are no candidates.
         label_smoothing: share of the target spread evenly over the candidates.

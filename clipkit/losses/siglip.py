@@ -66,9 +66,11 @@ def siglip(
     """Return -1/b times the sum of log sigmoid(z (scale * cosine + bias)), z = +1 on positives.
 
     Args:
-        rows: (b, D). columns: (N, D), both of unit norm.
+        rows: (b, D) of unit norm.
+        columns: (N, D) of unit norm.
         offset: the column of the first row's positive.
-        scale: multiplies the cosines. bias: is added to them.
+        scale: multiplies the cosines.
+        bias: is added to them.
         repeated: (b, N) bool, the columns that repeat the row's own positive.
         repeated_are_positive: whether those count as positives; otherwise they are left out.
     """

@@ -47,7 +47,7 @@ def versions() -> dict[str, str]:
 
 
 def commit() -> str | None:
-    """Return the commit of the current folder's repository, with ``-dirty`` where it has changes."""
+    """Return the commit of the current folder's repository, ``-dirty`` where it has changes."""
     try:
         described = subprocess.run(
             ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],

@@ -46,7 +46,7 @@ class Journal(Logger):
         epoch = values.pop("epoch", None)
         line = {"time": round(time.time(), 3), "step": step or 0}
         if epoch is not None:
-            line["epoch"] = int(epoch)  # type: ignore[call-overload]
+            line["epoch"] = int(epoch)
         self._append([json.dumps({**line, **values})])
 
     @rank_zero_only

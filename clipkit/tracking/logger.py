@@ -112,7 +112,8 @@ def _refuse_unreachable(uri: str) -> None:
             return  # it answers: a proxy may hide /health, and MLflow will say what it wants
         except (OSError, ValueError) as error:
             raise UserError(
-                f"trainer.logger.tracking_uri: {uri} cannot be reached ({_reason(error)}); {instead}"
+                f"trainer.logger.tracking_uri: {uri} cannot be reached ({_reason(error)}); "
+                f"{instead}"
             ) from error
     elif scheme == "sqlite":
         path = Path(uri.removeprefix("sqlite:///"))

@@ -12,7 +12,10 @@ from clipkit.evaluation.classification import build_classifier, classify
 from clipkit.evaluation.prompts import expand
 
 NAME = "retrieval/own/text_to_image_r1"
-RETRIEVAL = ["--trainer.callbacks+=ZeroShotRetrieval", "--trainer.callbacks.datasets={own: {split: train}}"]
+RETRIEVAL = [
+    "--trainer.callbacks+=ZeroShotRetrieval",
+    "--trainer.callbacks.datasets={own: {split: train}}",
+]
 CLASSES = [
     "--trainer.callbacks+=ZeroShotClassification",
     "--trainer.callbacks.datasets={own: {split: train, label_column: label}}",
@@ -44,9 +47,9 @@ def test_once_before_the_first_step_and_after_every_epoch(fit):
     assert "val/loss" not in lines[0]
 
 
-def test_every_n_epochs_and_the_last(fit):
+def test_every_n_epochs_the_first_and_the_last(fit):
     lines = fit(*RETRIEVAL, "--trainer.callbacks.every_n_epochs=2", "--trainer.max_epochs=5")
-    assert points(lines) == [(0, 0), (1, 3), (3, 7), (4, 9)]
+    assert points(lines) == [(0, 0), (0, 1), (1, 3), (3, 7), (4, 9)]
 
 
 def test_monitoring_works_also_when_an_epoch_skips_the_evaluation(fit):
@@ -100,7 +103,9 @@ def test_values_are_those_of_the_functions_on_the_final_weights(fit):
 def _dataset():
     import yaml
 
-    return yaml.safe_load(Path("runs/tiny/run/config.yaml").read_text())["data"]["init_args"]["dataset"]
+    return yaml.safe_load(Path("runs/tiny/run/config.yaml").read_text())["data"]["init_args"][
+        "dataset"
+    ]
 
 
 def test_outcomes_of_retrieval_average_to_its_metrics(fit):

@@ -1,4 +1,4 @@
-"""Batches: the same from any layout, any number of workers and ranks; captions, duplicates, sizes."""
+"""Batches: the same from any layout, any number of workers and ranks."""
 
 import csv
 import json
@@ -175,7 +175,7 @@ def test_ranks_share_the_same_global_batches(world_size):
         together = [k for s, _ in shares for k in s[step * share : (step + 1) * share]]
         assert together == whole[step * 8 : step * 8 + 8]
     assert all(len(s) == length for s, length in shares)
-    assert len({key.index for key in whole}) == 48
+    assert len({key.number for key in whole}) == 48
 
 
 @pytest.mark.parametrize(("length", "world_size"), [(10, 1), (10, 3), (2, 4)])
@@ -185,7 +185,7 @@ def test_evaluation_deals_every_row_and_keeps_ranks_in_step(length, world_size):
         for r in range(world_size)
     ]
     assert len({len(share) for share in shares}) == 1
-    assert {key.index for share in shares for key in share} == set(range(length))
+    assert {key.number for share in shares for key in share} == set(range(length))
 
 
 # --- Captions and duplicates ---------------------------------------------------------------------
@@ -231,9 +231,9 @@ def test_equal_captions_and_pictures_have_equal_ids(tmp_path, tokenizer):
         image.save(tmp_path / f"{name}.png")
         (tmp_path / f"{name}.txt").write_text(caption)
     (tmp_path / "validation").mkdir()
+    from clipkit.data.layouts import open_layout
     from clipkit.data.pairs import PairCollate, PairDataset, Pixels
     from clipkit.data.sampling import SampleKey
-    from clipkit.data.layouts import open_layout
 
     shutil.rmtree(tmp_path / "validation")
     rows = open_layout(str(tmp_path)).split("train")

@@ -130,7 +130,9 @@ def test_a_server(fit, tmp_path_factory, free_port):
         assert fit(f"--trainer.logger.tracking_uri={uri}") == 0
         mlflow, run = only_run(uri)
         assert run.info.status == "FINISHED"
-        assert {p for p in history(mlflow, run) if p[0] != "epoch"} == journal_points("runs/tiny/tiny")
+        assert {p for p in history(mlflow, run) if p[0] != "epoch"} == journal_points(
+            "runs/tiny/tiny"
+        )
     finally:
         server.terminate()
         server.wait(30)
