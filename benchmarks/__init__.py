@@ -1,0 +1,1 @@
+"""Measurements: one command a question, results with hardware, versions and command."""
