@@ -23,7 +23,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 # Short names in YAML resolve for classes that are imported, hence these.
 from clipkit import checkpoint as checkpoints
 from clipkit import recipes
-from clipkit.callbacks.console import Console
+from clipkit.callbacks.console import Bar, Console
 from clipkit.callbacks.interruption import SaveOnInterrupt
 from clipkit.callbacks.monitors import CheckMonitors
 from clipkit.data import PairDataModule
@@ -31,6 +31,8 @@ from clipkit.errors import UserError
 from clipkit.module import CLIPModule
 from clipkit.parser_errors import explain, one_line
 from clipkit.tracking import Journal, RunFolder
+
+log = logging.getLogger(__name__)
 
 VERBS = ("fit", "validate", "test")
 EXAMPLES = {
@@ -57,9 +59,13 @@ class ClipkitCLI(LightningCLI):
     ) -> None:
         self.trust = trust
         self.restored: checkpoints.Restored | None = None
-        quiet = {"exit_on_error": False}
+        quiet = {"exit_on_error": False, "prog": "clipkit"}
         verbs = {
-            verb: {**quiet, "description": f"example: {example}"}
+            verb: {
+                "exit_on_error": False,
+                "description": f"example: {example}   (what the data takes: "
+                f"clipkit {verb} --data.help HuggingFacePairs)",
+            }
             for verb, example in EXAMPLES.items()
         }
         super().__init__(
@@ -105,16 +111,15 @@ class ClipkitCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         verb, words = ([args[0]], list(args[1:])) if args and args[0] in VERBS else ([], list(args))
         words = [*_with_recipes(words)]
+        _refuse_late_base(words)
         experiment, run_name = names_of_run(words)
-        if _typed(words, "--data.batch_size", "--data.init_args.batch_size"):
-            words.append("--data.shrink_batch=false")
         with tempfile.TemporaryDirectory(prefix="clipkit-") as folder:
             ckpt_path = _value(words, "--ckpt_path")
             if verb and ckpt_path and not any(_is_config(word) for word in words):
                 words = [*self._from_checkpoint(verb[0], ckpt_path, Path(folder)), *words]
             elif verb and ckpt_path:
                 checkpoints.read(ckpt_path)
-            with _one_line_errors(self._options(verb)):
+            with _one_line_errors(self._options(verb), hint=_hint_of_base(verb, words)):
                 self.config = parser.parse_args([*verb, *words])
         section = self.config[verb[0]] if verb else self.config
         section["experiment"] = section.get("experiment") or experiment
@@ -122,10 +127,17 @@ class ClipkitCLI(LightningCLI):
         if verb and verb != ["fit"] and not _typed(words, "--trainer.logger"):
             # Evaluating a checkpoint prints; it starts no run of its own.
             section["trainer"]["logger"] = False
-        if self.restored is not None:
-            _take_carried(section, self.restored)
         if section["trainer"].get("precision") is None:
             section["trainer"]["precision"] = default_precision()
+        data = section.get("data")
+        if "shrink_batch" in (data or {}).get("init_args", {}) and _typed(
+            words, "--data.batch_size", "--data.init_args.batch_size"
+        ):
+            data["init_args"]["shrink_batch"] = False
+        # The record is what was asked for; what a checkpoint carries comes after it.
+        self._dump_config()
+        if self.restored is not None:
+            _take_carried(section, self.restored)
 
     def _options(self, verb: Sequence[str]) -> list[str]:
         parser = self._parser(verb[0] if verb else None)
@@ -166,6 +178,8 @@ class ClipkitCLI(LightningCLI):
         config = self._get(self.config_init, "trainer", default={})
         if config.get("enable_progress_bar") is None:
             kwargs["enable_progress_bar"] = interactive
+            if interactive:
+                kwargs["callbacks"] = [*(config.get("callbacks") or []), Bar()]
         # Its table says less than the lines that clipkit prints.
         if config.get("enable_model_summary") is None:
             kwargs["enable_model_summary"] = False
@@ -201,11 +215,12 @@ class ClipkitCLI(LightningCLI):
 
     def _record(self) -> dict[str, Any]:
         """Return the configuration as plain values, without what is not part of an experiment."""
-        self._dump_config()
         keys = ("seed_everything", "experiment", "run_name", "model", "data", "trainer", "weights")
         record = {key: self.config_dump[key] for key in keys if key in self.config_dump}
-        plain: dict[str, Any] = _without(record, "definition")
-        return plain
+        # Drawn by Lightning where none was given.
+        record["seed_everything"] = self._section()["seed_everything"]
+        whole: dict[str, Any] = _with_whole_paths(record)
+        return whole
 
 
 def run(words: Sequence[str], *, trust: Sequence[str] = ()) -> int:
@@ -217,6 +232,7 @@ def run(words: Sequence[str], *, trust: Sequence[str] = ()) -> int:
     os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
     for noise in LIBRARY_NOISE:
         warnings.filterwarnings("ignore", message=noise)
+    warnings.showwarning = _say_warning
     try:
         ClipkitCLI(words, trust=trust)
     except SystemExit as stop:
@@ -225,6 +241,10 @@ def run(words: Sequence[str], *, trust: Sequence[str] = ()) -> int:
     except MisconfigurationException as error:
         raise UserError(one_line(str(error))) from error
     return 0
+
+
+def _say_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+    log.warning("warning: %s", one_line(str(message)))
 
 
 def build_run(
@@ -240,7 +260,8 @@ def load_model(path: str, *, trust: Sequence[str] = ()) -> CLIPModule:
     """Rebuild a model from its checkpoint alone; see :func:`clipkit.load`."""
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
-    restored = checkpoints.restore(path, trust=trust)
+    trust = [trust] if isinstance(trust, str) else trust
+    restored = checkpoints.restore(os.path.expanduser(path), trust=trust)
     parser = LightningArgumentParser(exit_on_error=False)
     parser.add_class_arguments(CLIPModule, "model", sub_configs=True)
     with _one_line_errors():
@@ -249,7 +270,8 @@ def load_model(path: str, *, trust: Sequence[str] = ()) -> CLIPModule:
         module: CLIPModule = parser.instantiate_classes(config).model
     module.configuration = restored.configuration
     checkpoints.load_weights(module, restored.state_dict, path)
-    return module.eval()
+    # For use, not for training: what it gives can be turned into numpy as it is.
+    return module.eval().requires_grad_(False)
 
 
 def default_precision() -> str:
@@ -284,12 +306,26 @@ def _with_recipes(words: Sequence[str]) -> Iterator[str]:
     for word in words:
         option, separator, value = word.partition("=")
         if expected:
-            yield str(recipes.find(word))
+            yield _readable(recipes.find(word))
         elif separator and option in CONFIG_OPTIONS:
-            yield f"--config={recipes.find(value)}"
+            yield f"--config={_readable(recipes.find(value))}"
         else:
             yield word
         expected = word in CONFIG_OPTIONS
+
+
+def _readable(file: Path) -> str:
+    """Return the file's path if it holds settings, in YAML."""
+    try:
+        settings = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except yaml.MarkedYAMLError as error:
+        line = "" if error.problem_mark is None else f", line {error.problem_mark.line + 1}"
+        raise UserError(f"-c {file}{line}: no valid YAML ({error.problem})") from error
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise UserError(f"-c {file}: cannot be read ({one_line(str(error))})") from error
+    if not isinstance(settings, dict):
+        raise UserError(f"-c {file}: holds no settings")
+    return str(file)
 
 
 def _is_config(word: str) -> bool:
@@ -348,19 +384,37 @@ def _plain(value: Any) -> Any:
         value = value.as_dict()
     if isinstance(value, dict):
         return {k: _plain(v) for k, v in value.items() if v is not None and v != {}}
-    return value
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
-def _without(value: Any, name: str) -> Any:
+def _with_whole_paths(value: Any) -> Any:
+    """Return the record with the paths of data sets made absolute: it is read from elsewhere."""
     if isinstance(value, dict):
-        return {k: _without(v, name) for k, v in value.items() if k != name}
-    if isinstance(value, list):
-        return [_without(item, name) for item in value]
-    return value
+        whole = {key: _with_whole_paths(inner) for key, inner in value.items()}
+        for key in ("dataset", "path"):
+            path = whole.get(key)
+            if isinstance(path, str) and os.path.exists(os.path.expanduser(path)):
+                whole[key] = os.path.abspath(os.path.expanduser(path))
+        return whole
+    return [_with_whole_paths(item) for item in value] if isinstance(value, list) else value
+
+
+def _refuse_late_base(words: Sequence[str]) -> None:
+    configs = _values(words, *CONFIG_OPTIONS)
+    base = str(recipes.find(recipes.BASE))
+    if base in configs[1:]:
+        raise UserError("-c base comes first: it holds what the files after it change")
+
+
+def _hint_of_base(verb: Sequence[str], words: Sequence[str]) -> str:
+    configs = [Path(value) for value in _values(words, *CONFIG_OPTIONS)]
+    recipe = any(recipes.folder() in path.parents for path in configs)
+    with_base = any(path.stem == recipes.BASE for path in configs)
+    return " (recipes are overlays of base: begin with -c base)" if recipe and not with_base else ""
 
 
 @contextmanager
-def _one_line_errors(options: Iterable[str] = ()) -> Iterator[None]:
+def _one_line_errors(options: Iterable[str] = (), hint: str = "") -> Iterator[None]:
     """Turn what the parser raises into one sentence."""
     try:
         yield
@@ -374,5 +428,5 @@ def _one_line_errors(options: Iterable[str] = ()) -> Iterator[None]:
             cause = cause.__cause__ or cause.__context__
         # A constructor's own ValueError is a fault of the code, not of the user.
         if isinstance(error, ArgumentError) or "Does not validate against" in str(error):
-            raise UserError(explain(str(error), options)) from error
+            raise UserError(explain(str(error), options) + hint) from error
         raise

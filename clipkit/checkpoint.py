@@ -19,49 +19,11 @@ import torch
 from torch import nn
 
 import clipkit
+from clipkit import strangers
 from clipkit.errors import UserError
 
 KEY = "clipkit"
 SCHEMA = 1
-
-PUBLIC_PARTS = frozenset(
-    {
-        "clipkit.callbacks.ZeroShotClassification",
-        "clipkit.callbacks.ZeroShotRetrieval",
-        "clipkit.data.Augmentation",
-        "clipkit.data.HuggingFacePairs",
-        "clipkit.data.ShapesPairs",
-        "clipkit.encoders.BagOfTokens",
-        "clipkit.encoders.ConvNet",
-        "clipkit.encoders.HuggingFaceTextEncoder",
-        "clipkit.encoders.TextTransformer",
-        "clipkit.encoders.TimmImageEncoder",
-        "clipkit.heads.LinearHead",
-        "clipkit.heads.MLPHead",
-        "clipkit.losses.InfoNCELoss",
-        "clipkit.losses.SigLIPLoss",
-        "clipkit.optim.WarmupConstant",
-        "clipkit.optim.WarmupConstantCooldown",
-        "clipkit.optim.WarmupCosine",
-        "clipkit.suite.EvalData",
-        "clipkit.temperature.Temperature",
-        "clipkit.tokenizer.Tokenizer",
-    }
-)
-"""Every class a checkpoint may name; a test compares it with what the packages export."""
-
-OPTIMIZERS = "torch.optim."
-PARTS = (
-    "image_encoder",
-    "text_encoder",
-    "image_head",
-    "text_head",
-    "temperature",
-    "loss",
-    "optimizer",
-    "schedule",
-    "tokenizer",
-)
 
 
 class Restored(NamedTuple):
@@ -94,6 +56,12 @@ def record(
 def read(path: str | Path) -> dict[str, Any]:
     """Load a checkpoint file onto the CPU without running anything in it."""
     path = Path(path)
+    if path.is_dir():
+        inside = sorted(str(p.relative_to(path)) for p in path.rglob("*.ckpt"))
+        raise UserError(
+            f"checkpoint {path}: a folder; "
+            + (f"it holds {_first_few(inside)}" if inside else "it holds no checkpoint")
+        )
     if not path.is_file():
         raise UserError(f"checkpoint {path}: no such file{_neighbours(path)}")
     try:
@@ -129,110 +97,33 @@ def restore(path: str | Path, *, trust: Sequence[str] = ()) -> Restored:
         raise UserError(
             f"checkpoint {path}: schema {kept.get('schema')!r}, this version reads {SCHEMA}"
         )
-    configuration = _usable(kept["configuration"])
-    carried = kept.get("carried", {})
-    for where, name in _names(configuration):
-        if not _allowed(name, trust):
-            module = str(name).rpartition(".")[0]
-            raise UserError(
-                f"checkpoint {path}: refused, its {where} names {name!r}, which is no part of "
-                f"clipkit; if you trust it, add --trust {module or name}"
-            )
-    _refuse_names_in(configuration, carried, path)
+    configuration = strangers.usable(kept["configuration"], trust=trust, source=str(path))
+    carried = strangers.carried(kept.get("carried", {}), source=str(path))
     return Restored(
         configuration,
         carried,
         loaded["state_dict"],
-        int(loaded.get("epoch", 0)),
-        int(loaded.get("global_step", 0)),
+        _whole(loaded.get("epoch")),
+        _whole(loaded.get("global_step")),
     )
 
 
-def _usable(configuration: dict[str, Any]) -> dict[str, Any]:
-    """Keep what may be taken over: model, data, seed, and of the trainer plain values only.
-
-    Its logger, plugins and strategy belong to the machine that trained, and callbacks of others
-    could do anything; clipkit's own callbacks stay.
-    """
-    trainer = configuration.get("trainer") or {}
-    if not isinstance(trainer, dict):
-        trainer = {}
-    kept = {k: v for k, v in trainer.items() if k == "precision" or _is_number(v)}
-    callbacks = trainer.get("callbacks") or []
-    kept["callbacks"] = [
-        callback
-        for callback in (callbacks if isinstance(callbacks, list) else [callbacks])
-        if isinstance(callback, dict) and str(callback.get("class_path")).startswith("clipkit.")
-    ]
-    usable: dict[str, Any] = {k: configuration[k] for k in ("model", "data") if k in configuration}
-    if _is_number(configuration.get("seed_everything")):
-        usable["seed_everything"] = configuration["seed_everything"]
-    for key in ("experiment", "run_name"):
-        if isinstance(configuration.get(key), str):
-            usable[key] = configuration[key]
-    return {**usable, "trainer": kept}
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, bool | int | float)
-
-
-def _names(configuration: dict[str, Any]) -> Iterator[tuple[str, object]]:
-    """Yield every value that would be imported: class paths, and strings where a part belongs."""
-    model = configuration.get("model")
-    for part in PARTS:
-        value = model.get(part) if isinstance(model, dict) else None
-        if isinstance(value, str):
-            yield f"model.{part}", value
-    if isinstance(configuration.get("data"), str):
-        yield "data", configuration["data"]
-    yield from _class_paths(configuration, "")
-
-
-def _class_paths(value: object, where: str) -> Iterator[tuple[str, object]]:
-    if isinstance(value, dict):
-        if "class_path" in value:
-            yield f"{where}.class_path".lstrip("."), value["class_path"]
-        for key, inner in value.items():
-            yield from _class_paths(inner, f"{where}.{key}".lstrip("."))
-    elif isinstance(value, list):
-        for index, inner in enumerate(value):
-            yield from _class_paths(inner, f"{where}[{index}]")
-
-
-def _allowed(name: object, trust: Sequence[str]) -> bool:
-    if not isinstance(name, str):
-        return False
-    if name in PUBLIC_PARTS:
-        return True
-    if name.startswith(OPTIMIZERS):
-        return name.removeprefix(OPTIMIZERS).isidentifier()
-    return any(name == module or name.startswith(f"{module}.") for module in trust)
-
-
-def _refuse_names_in(configuration: dict[str, Any], carried: object, path: str | Path) -> None:
-    """Refuse strings where the parser would try to import them: arguments of torch's optimisers."""
-    optimizer = configuration.get("model", {}).get("optimizer")
-    arguments = optimizer.get("init_args") or {} if isinstance(optimizer, dict) else {}
-    if not isinstance(arguments, dict):
-        arguments = {"init_args": arguments}
-    for name, value in arguments.items():
-        values = value if isinstance(value, list) else [value]
-        if not all(v is None or _is_number(v) for v in values):
-            raise UserError(
-                f"checkpoint {path}: refused, model.optimizer.{name} is {value!r}, not a number"
-            )
-    well_formed = isinstance(carried, dict) and all(
-        part in PARTS and isinstance(values, dict) for part, values in carried.items()
-    )
-    if not well_formed:
-        raise UserError(f"checkpoint {path}: refused, what it carries is not well formed")
-    for where, name in _class_paths(carried, "carried"):
-        raise UserError(f"checkpoint {path}: refused, its {where} names {name!r}")
+def _whole(number: object) -> int:
+    return number if isinstance(number, int) else 0
 
 
 def load_weights(module: nn.Module, state_dict: dict[str, torch.Tensor], path: str | Path) -> None:
     """Copy weights into a module; one sentence lists what is missing, unexpected or misshapen."""
+    check_weights(module, state_dict, f"checkpoint {path}")
+    module.load_state_dict(state_dict)
+
+
+def check_weights(module: nn.Module, state_dict: object, source: str) -> None:
+    """Refuse weights that a module cannot hold."""
+    if not isinstance(state_dict, dict) or not all(
+        isinstance(value, torch.Tensor) for value in state_dict.values()
+    ):
+        raise UserError(f"{source}: its state_dict does not hold tensors by name")
     own = module.state_dict()
     missing = sorted(own.keys() - state_dict.keys())
     unexpected = sorted(state_dict.keys() - own.keys())
@@ -251,19 +142,19 @@ def load_weights(module: nn.Module, state_dict: dict[str, torch.Tensor], path: s
         if names
     ]
     if problems:
-        raise UserError(f"checkpoint {path} does not fit the model: " + "; ".join(problems))
-    module.load_state_dict(state_dict)
+        raise UserError(f"{source} does not fit the model: " + "; ".join(problems))
 
 
 def check_fits(loaded: dict[str, Any], module: Any) -> None:
     """Refuse a checkpoint of another vocabulary; warn where the configuration has changed."""
     kept = loaded.get(KEY)
-    if not isinstance(kept, dict):
+    if isinstance(kept, dict):
+        check_vocabulary(kept, module.tokenizer)
+    check_weights(module, loaded["state_dict"], "the checkpoint")
+    then = kept.get("configuration") if isinstance(kept, dict) else None
+    if module.configuration is None or not isinstance(then, dict):
         return
-    check_vocabulary(kept, module.tokenizer)
-    if module.configuration is None:
-        return
-    then, now = kept.get("configuration", {}), module.configuration
+    now = module.configuration
     differing = sorted(_differences(then.get("model"), now.get("model"), "model"))
     if differing:
         warnings.warn(
@@ -274,9 +165,9 @@ def check_fits(loaded: dict[str, Any], module: Any) -> None:
         )
 
 
-def check_vocabulary(kept: dict[str, Any], tokenizer: Any) -> None:
+def check_vocabulary(kept: object, tokenizer: Any) -> None:
     """Refuse weights that were trained with another vocabulary."""
-    if kept.get("vocabulary") not in (None, tokenizer.digest):
+    if isinstance(kept, dict) and kept.get("vocabulary") not in (None, tokenizer.digest):
         raise UserError(
             f"model.tokenizer.path: {tokenizer.name!r} is not the vocabulary that the checkpoint "
             f"was trained with (digest {str(kept['vocabulary'])[:12]}, here "
@@ -286,7 +177,9 @@ def check_vocabulary(kept: dict[str, Any], tokenizer: Any) -> None:
 
 def _differences(then: object, now: object, where: str) -> Iterator[str]:
     if isinstance(then, dict) and isinstance(now, dict):
-        for key in then.keys() | now.keys():
+        part = where.split(".")[1] if "." in where else ""
+        # What is carried in the place of files may be named otherwise and is the same.
+        for key in (then.keys() | now.keys()) - set(strangers.CARRIED.get(part, ())):
             yield from _differences(then.get(key), now.get(key), f"{where}.{key}")
     elif then != now:
         yield f"{where} was {then!r}, is {now!r}"

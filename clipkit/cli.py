@@ -56,6 +56,8 @@ def _run(words: list[str], trust: list[str]) -> int:
         return 0
     command = COMMANDS.get(words[0])
     if command is None:
+        if words[0].startswith("-"):
+            raise UserError(f"{words[0]}: the command comes first, as in clipkit fit -c base")
         close = get_close_matches(words[0], COMMANDS, n=1)
         hint = f"did you mean {close[0]}? " if close else ""
         raise UserError(f"{words[0]}: no such command; {hint}there are {', '.join(COMMANDS)}")
@@ -75,7 +77,15 @@ def _speak() -> None:
     """Print what clipkit has to say, on the first rank only, and as it says it."""
     import logging
 
-    handler = logging.StreamHandler(sys.stdout)
+    class Handler(logging.StreamHandler):  # type: ignore[type-arg]
+        def emit(self, record: logging.LogRecord) -> None:
+            bar = sys.modules.get("tqdm")
+            if bar is None or not sys.stdout.isatty():
+                super().emit(record)
+            else:  # above the progress bar, not through it
+                bar.tqdm.write(self.format(record), file=sys.stdout)
+
+    handler = Handler(sys.stdout)
     handler.setFormatter(logging.Formatter("%(message)s"))
     logger = logging.getLogger("clipkit")
     logger.handlers = [handler]

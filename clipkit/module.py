@@ -18,13 +18,13 @@ from torch.nn import functional as F
 from clipkit import checkpoint as checkpoints
 from clipkit.data.images import decode_image, resize_for_eval, to_uint8
 from clipkit.data.pairs import PairBatch
-from clipkit.distributed import gather, gather_ragged, rank, world_size
+from clipkit.distributed import gather, gather_ragged, rank
 from clipkit.encoders import ImageEncoder, TextEncoder
 from clipkit.encoders.locking import lock
 from clipkit.errors import UserError
 from clipkit.evaluation.retrieval import batch_accuracy
 from clipkit.heads import Head
-from clipkit.losses import ContrastiveLoss, Ids, InfoNCELoss
+from clipkit.losses import ContrastiveLoss, Ids, InfoNCELoss, SigLIPLoss
 from clipkit.optim import OptimizerFactory, ScheduleFactory, parameter_groups
 from clipkit.temperature import Temperature
 from clipkit.tokenizer import TextContract, Tokenizer
@@ -110,6 +110,11 @@ class CLIPModule(L.LightningModule):
         self.schedule_factory = schedule
         self.embed_dim = embed_dim
         self.learning_rates = {"image": image_lr, "text": text_lr}
+        if isinstance(loss, SigLIPLoss) and temperature.bias is None:
+            log.warning(
+                "model.loss: SigLIPLoss wants a bias; add --model.temperature.bias prior "
+                "--model.temperature.init 0.1, as ablations/siglip does"
+            )
         if lock_image is not None:
             lock(self.image_encoder, lock_image)
         if lock_text is not None:
@@ -144,10 +149,12 @@ class CLIPModule(L.LightningModule):
     def embed_images(
         self, images: Sequence[Image.Image | str | bytes], *, batch_size: int = 64
     ) -> Tensor:
-        """Embed pictures (PIL, paths or encoded bytes) to (N, D) of unit norm, on the CPU.
+        """Embed a list of pictures (PIL, paths, encoded bytes) to (N, D) of unit norm, on the CPU.
 
         Batching and resizing are included; the module should be in eval mode.
         """
+        if isinstance(images, str | bytes | Image.Image):
+            images = [images]
         blocks = [self.scale.new_zeros(0, self.embed_dim).cpu()]
         for start in range(0, len(images), batch_size):
             pixels = torch.stack([self._pixels(i) for i in images[start : start + batch_size]])
@@ -157,6 +164,8 @@ class CLIPModule(L.LightningModule):
     @torch.no_grad()
     def embed_texts(self, texts: Sequence[str], *, batch_size: int = 256) -> Tensor:
         """Embed texts to (N, D) of unit norm, on the CPU, batching and tokenising included."""
+        if isinstance(texts, str):  # a sequence of letters otherwise
+            texts = [texts]
         blocks = [self.scale.new_zeros(0, self.embed_dim).cpu()]
         for start in range(0, len(texts), batch_size):
             tokens = self.tokenizer(list(texts[start : start + batch_size]))
@@ -173,13 +182,29 @@ class CLIPModule(L.LightningModule):
 
     # --- Training ----------------------------------------------------------------------------
 
+    def on_fit_start(self) -> None:
+        data = getattr(self.trainer, "datamodule", None)
+        batch_size = getattr(data, "batch_size", None)
+        if batch_size is not None:
+            self.temperature.fill_prior_(batch_size)
+        if self.temperature.bias is not None and bool(self.temperature.bias.isnan()):
+            raise UserError(
+                "model.temperature.bias: prior needs data.batch_size, which this data module lacks"
+            )
+
+    def on_train_start(self) -> None:
+        # Short epochs: each is to have a loss of its own.
+        batches = self.trainer.num_training_batches
+        trainer: Any = self.trainer
+        if 0 < batches < trainer.log_every_n_steps:
+            trainer.log_every_n_steps = int(batches)
+
     def training_step(self, batch: PairBatch, batch_idx: int) -> Tensor:
         embeddings = self(batch)
         ids = Ids(batch["caption_ids"], batch["image_ids"])
         everywhere = Embeddings(*map(gather, embeddings))
         all_ids = Ids(*map(gather, ids))
         num_rows = len(batch["tokens"])
-        self.temperature.fill_prior_(num_rows * world_size())
         terms = self.loss(
             *embeddings,
             *everywhere,
@@ -219,7 +244,9 @@ class CLIPModule(L.LightningModule):
             norms = [p.grad.norm() for p in self.parameters() if p.grad is not None]
             self.log("train/grad_norm", torch.stack(norms).norm())
 
-    def on_train_batch_end(self, *_: Any) -> None:
+    def optimizer_step(self, *arguments: Any, **keywords: Any) -> None:
+        super().optimizer_step(*arguments, **keywords)
+        # Here and not after the batch: checkpoint callbacks come before that hook.
         self.temperature.clamp_()
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
@@ -228,6 +255,7 @@ class CLIPModule(L.LightningModule):
                 "image": torch.nn.ModuleList([self.image_encoder, self.image_head]),
                 "text": torch.nn.ModuleList([self.text_encoder, self.text_head]),
                 "temperature": self.temperature,
+                "loss": self.loss,
             },
             learning_rates=self.learning_rates,
             no_weight_decay={
@@ -237,7 +265,12 @@ class CLIPModule(L.LightningModule):
             },
         )
         optimizer = self.optimizer_factory(groups)
-        total_steps = int(self.trainer.estimated_stepping_batches)
+        steps = self.trainer.estimated_stepping_batches
+        if not math.isfinite(steps):
+            raise UserError(
+                "trainer.max_epochs or trainer.max_steps: the schedule needs the length of the run"
+            )
+        total_steps = int(steps)
         schedule = self.schedule_factory(optimizer, total_steps)
         self._warmup_steps = getattr(schedule, "warmup_steps", 0)
         if self._warmup_steps >= total_steps:
@@ -257,7 +290,9 @@ class CLIPModule(L.LightningModule):
 
     def _state_of_training(self, all_ids: Ids) -> dict[str, float | Tensor]:
         state: dict[str, float | Tensor] = {
-            "train/samples_seen": float((self.global_step + 1) * len(all_ids.image)),
+            "train/samples_seen": float(
+                (self.global_step + 1) * self.trainer.accumulate_grad_batches * len(all_ids.image)
+            ),
             "train/duplicates": _share_repeated(all_ids),
             "train/scale": self.temperature.scale.detach(),
         }
@@ -296,7 +331,8 @@ class CLIPModule(L.LightningModule):
 
     def _warn_of_no_learning(self, loss: Tensor, batch_size: int) -> None:
         late = self.global_step > max(self._warmup_steps, 100)
-        if self._warned_of_no_learning or not late or not isinstance(self.loss, InfoNCELoss):
+        softmax = isinstance(self.loss, InfoNCELoss) and batch_size > 1
+        if self._warned_of_no_learning or not late or not softmax:
             return
         self._warned_of_no_learning = True
         chance = math.log(batch_size)

@@ -35,10 +35,12 @@ def parameter_groups(
     without a rate of its own it takes the optimiser's.
     """
     groups = []
+    seen: set[nn.Parameter] = set()
     for tower, module in towers.items():
         kinds: dict[str, list[nn.Parameter]] = {"decay": [], "no_decay": []}
         for parameter in module.parameters():
-            if parameter.requires_grad:
+            if parameter.requires_grad and parameter not in seen:
+                seen.add(parameter)  # a tied parameter belongs to the first tower that has it
                 spared = parameter.ndim <= 1 or parameter in no_weight_decay
                 kinds["no_decay" if spared else "decay"].append(parameter)
         for kind, parameters in kinds.items():
@@ -52,6 +54,9 @@ def parameter_groups(
                 group["lr"] = rate
             groups.append(group)
     return groups
+
+
+_POSITION = ("last_epoch", "_step_count", "_last_lr", "base_lrs")
 
 
 class _Warmup(LambdaLR):
@@ -80,11 +85,11 @@ class _Warmup(LambdaLR):
         raise NotImplementedError
 
     def state_dict(self) -> dict[str, Any]:
-        # The lambdas are this object's own method: nothing to save, and no cycle to pickle.
-        return {k: v for k, v in super().state_dict().items() if k != "lr_lambdas"}
+        # Where it stands, not how long it is: a run resumed with more epochs has another length.
+        return {name: getattr(self, name) for name in _POSITION}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        super().load_state_dict({**state_dict, "lr_lambdas": [None] * len(self.lr_lambdas)})
+        self.__dict__.update({name: state_dict[name] for name in _POSITION})
 
 
 class WarmupCosine(_Warmup):

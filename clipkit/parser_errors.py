@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from difflib import get_close_matches
+from importlib import import_module
 
 from clipkit.data.pairs import PairDataModule
 from clipkit.encoders import ImageEncoder, TextEncoder
@@ -17,6 +19,13 @@ _FRAME = re.compile(
 )
 _EXPECTED = re.compile(r"Expected an? (.+?)(?:\. Got value: (.*))?$")
 _NO_CLASS = re.compile(r"Expected a path but (\S+) either not accessible or invalid")
+_CALLABLE = re.compile(
+    r"Type .* expects a function or a callable class: (.*?)(?:\. Got value: .*)?$"
+)
+_NOT_ACCEPTED = re.compile(
+    r"(?:Option '(.+)' is not accepted|Subcommand '\w+' does not accept option '(.+)')"
+)
+_CLASS_PATH = re.compile(r"Problem with given class_path '(.+)'")
 _REQUIRED = "the following arguments are required: "
 _UNKNOWN = "unrecognized arguments: "
 _OF_PART: dict[str, type] = {
@@ -44,6 +53,10 @@ def explain(message: str, options: Iterable[str] = ()) -> str:
     if first.startswith(_REQUIRED):
         missing = [f"{key}.{name}" if key else name for name in first[len(_REQUIRED) :].split(", ")]
         return _required(missing)
+    if callable_ := _CALLABLE.match(first):
+        first = callable_[1]
+    if unknown := _NOT_ACCEPTED.match(first):
+        return _unknown_argument(key, unknown[1] or unknown[2], lines, options)
     if no_class := _NO_CLASS.match(first):
         return _unknown_class(key, no_class[1], leaves[1:])
     expected = [match for leaf in leaves if (match := _EXPECTED.match(leaf))]
@@ -119,6 +132,19 @@ def _required(missing: Sequence[str]) -> str:
             "as in -c base -c pairs, or with --ckpt_path"
         )
     return f"{', '.join(names)}: required, but not given"
+
+
+def _unknown_argument(key: str, name: str, lines: Sequence[str], options: Iterable[str]) -> str:
+    paths = [match[1] for line in lines if (match := _CLASS_PATH.match(line))]
+    if not paths:
+        return _unknown_option(f"--{key}.{name}" if key else f"--{name}", options).lstrip("-")
+    first = next(i for i, line in enumerate(lines) if _NOT_ACCEPTED.search(line))
+    path = [match[1] for line in lines[:first] if (match := _CLASS_PATH.match(line))][-1]
+    module, _, attribute = path.rpartition(".")
+    takes = list(inspect.signature(getattr(import_module(module), attribute)).parameters)
+    close = get_close_matches(name, takes, n=1)
+    hint = f"did you mean {close[0]}? " if close else ""
+    return f"{key}.{name}: {attribute} takes no {name}; {hint}it takes {', '.join(takes)}"
 
 
 def _unknown_option(words: str, options: Iterable[str]) -> str:

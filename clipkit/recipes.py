@@ -30,7 +30,8 @@ def find(name: str) -> Path:
     recipe = folder() / f"{name.removesuffix('.yaml').removeprefix('experiments/')}.yaml"
     if recipe.is_file():
         return recipe
-    close = get_close_matches(name, names(), n=1, cutoff=0.5)
+    beside = [path.name for path in Path(name).parent.glob("*.yaml")]
+    close = get_close_matches(name, [*beside, *names()], n=1, cutoff=0.5)
     hint = f"did you mean {close[0]}? " if close else ""
     raise UserError(
         f"-c {name}: neither a file nor a recipe; {hint}the recipes are {', '.join(names())}"

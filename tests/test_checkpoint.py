@@ -9,6 +9,7 @@ import torch
 
 import clipkit
 from clipkit import checkpoint as checkpoints
+from clipkit import strangers
 from clipkit.errors import UserError
 
 
@@ -153,7 +154,62 @@ def model_part(name, value):
 
 
 CLASS = {"class_path": "evil.Encoder"}
+HIDDEN = "{class_path: evil.Encoder}"
+
+
+def data_argument(name, value):
+    return lambda kept: kept["configuration"]["data"]["init_args"].__setitem__(name, value)
+
+
+def evaluation(datasets):
+    callback = {
+        "class_path": "clipkit.callbacks.ZeroShotRetrieval",
+        "init_args": {"datasets": datasets},
+    }
+    return lambda kept: kept["configuration"]["trainer"]["callbacks"].append(callback)
+
+
+def huggingface(config):
+    return model_part(
+        "text_encoder",
+        {
+            "class_path": "clipkit.encoders.HuggingFaceTextEncoder",
+            "init_args": {"name": "x", "pretrained": False, "unknown": config},
+        },
+    )
+
+
 FORGERIES = {
+    "dotted key": model_part("loss.class_path", "evil.Encoder"),
+    "dotted key of a missing part": lambda kept: [
+        kept["configuration"]["model"].pop("loss"),
+        kept["configuration"]["model"].update({"loss.class_path": "evil.Encoder"}),
+    ],
+    "dotted key in data": lambda kept: kept["configuration"]["data"].update(
+        {"init_args.tokenizer": "evil.Encoder"}
+    ),
+    "dotted key in arguments": data_argument("tokenizer.class_path", "evil.Encoder"),
+    "string where a tokenizer belongs": data_argument("tokenizer", "evil.Encoder"),
+    "YAML where a tokenizer belongs": data_argument("tokenizer", HIDDEN),
+    "file where a tokenizer belongs": data_argument("tokenizer", "evil.yaml"),
+    "string where augmentation belongs": data_argument("augment", "evil.Encoder"),
+    "arguments as YAML": lambda kept: kept["configuration"]["data"].update(init_args=HIDDEN),
+    "set as string": evaluation({"x": "evil.Encoder"}),
+    "set as file": evaluation({"x": "evil.yaml"}),
+    "sets as YAML": evaluation("{x: {class_path: evil.Encoder}}"),
+    "set named like a path": evaluation({"../../escape": {}}),
+    "dict_kwargs": lambda kept: kept["configuration"]["model"]["optimizer"].update(
+        dict_kwargs={"lr": "evil.Encoder"}
+    ),
+    "unknown argument with YAML": huggingface({"x": HIDDEN}),
+    "model as string": lambda kept: kept["configuration"].update(model="evil.Encoder"),
+    "no model": lambda kept: kept["configuration"].pop("model"),
+    "tensor as value": lambda kept: kept["configuration"]["model"].update(embed_dim=torch.ones(1)),
+    "carried by an unknown name": lambda kept: kept["carried"].update(tokenizer={"clean": "none"}),
+    "carried by a number": lambda kept: kept["carried"].update({1: {}}),
+    "carried by a dotted name": lambda kept: kept["carried"].update(
+        tokenizer={"path.class_path": "evil.Encoder"}
+    ),
     "class path": model_part("image_encoder", CLASS),
     "bare string": model_part("image_encoder", "evil.Encoder"),
     "function as head": model_part("image_head", "evil.function"),
@@ -184,12 +240,7 @@ FORGERIES = {
     "carried part": lambda kept: kept["carried"].update(loss=CLASS),
     "lookalike": model_part("loss", {"class_path": "clipkit_evil.InfoNCELoss"}),
     "private part of clipkit": model_part("loss", {"class_path": "clipkit.building.run"}),
-    "callback argument": lambda kept: kept["configuration"]["trainer"]["callbacks"].append(
-        {
-            "class_path": "clipkit.callbacks.ZeroShotRetrieval",
-            "init_args": {"datasets": {"x": CLASS}},
-        }
-    ),
+    "callback argument": evaluation({"x": CLASS}),
 }
 
 
@@ -214,6 +265,28 @@ def test_what_a_stranger_adds_to_the_trainer_is_not_used(where, forge, evil):
     path = forge(lambda kept: kept["configuration"]["trainer"].update({where: value}))
     assert main(["validate", "--ckpt_path", path]) == 0
     assert "evil" not in sys.modules
+
+
+def test_a_run_folder_stays_where_it_belongs(forge, workdir, command):
+    path = forge(lambda kept: kept["configuration"].update(experiment="../escaped", run_name=".."))
+    assert command("fit", "--ckpt_path", path, "--trainer.max_epochs=3") == 0
+    assert not (workdir.parent / "escaped").exists()
+    assert [p.name for p in (workdir / "runs").iterdir()] == ["clipkit"]
+
+
+def test_a_foreign_configuration_brings_no_code():
+    config = {
+        "model_type": "bert",
+        "hidden_size": 8,
+        "attn_implementation": "stranger/kernel",
+        "_attn_implementation": "stranger/kernel",
+        "auto_map": {"AutoModel": "evil.Encoder"},
+        "hidden": HIDDEN,
+    }
+    found = strangers.carried({"text_encoder": {"config": config}}, source="x")
+    assert found == {
+        "text_encoder": {"config": {"model_type": "bert", "hidden_size": 8}, "pretrained": False}
+    }
 
 
 def test_the_name_refused_is_in_the_message_and_trust_admits_it(forge, evil):
@@ -275,6 +348,6 @@ def test_weights_that_do_not_fit_are_listed():
 def test_every_public_part_is_what_it_says():
     from importlib import import_module
 
-    for name in checkpoints.PUBLIC_PARTS:
+    for name in strangers.PUBLIC_PARTS:
         module, _, attribute = name.rpartition(".")
         assert isinstance(getattr(import_module(module), attribute), type), name

@@ -6,10 +6,11 @@ import logging
 import os
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint, TQDMProgressBar
 
 from clipkit.callbacks.zero_shot import ZeroShot, chosen_checkpoint
 from clipkit.module import CLIPModule
@@ -30,6 +31,18 @@ SHORT = {
     "mean_class_top1": "mean per class",
     "top": "top-",
 }
+
+
+class Bar(TQDMProgressBar):
+    """Lightning's bar, counting epochs from one as the lines do."""
+
+    def on_train_epoch_start(self, trainer: L.Trainer, *_: Any) -> None:
+        super().on_train_epoch_start(trainer)
+        self.train_progress_bar.set_description(_epoch(trainer))
+
+    def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
+        metrics: dict[str, Any] = super().get_metrics(trainer, pl_module)
+        return {name: value for name, value in metrics.items() if name != "v_num"}
 
 
 class Console(Callback):
@@ -172,8 +185,8 @@ def _cell(metrics: dict[str, float], name: str) -> str:
         return "-"
     text = f"{100 * metrics[name]:.1f}"
     low, high = metrics.get(f"{name}_low"), metrics.get(f"{name}_high")
-    # Half the width of the 95 % interval.
-    return text if low is None or high is None else f"{text} ±{50 * (high - low):.1f}"
+    # The 95 % interval; near 0 and 100 it is not symmetric.
+    return text if low is None or high is None else f"{text} ({100 * low:.1f}-{100 * high:.1f})"
 
 
 def _aligned(rows: list[list[str]]) -> str:

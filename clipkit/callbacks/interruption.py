@@ -9,7 +9,7 @@ import lightning as L
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.trainer.states import TrainerFn
 
-from clipkit.tracking import run_folder
+from clipkit.tracking import MLflowLogger, run_folder
 
 FILE = "interrupted.ckpt"
 
@@ -24,7 +24,13 @@ class SaveOnInterrupt(Callback):
     ) -> None:
         folder = run_folder(trainer)
         begun = trainer.state.fn == TrainerFn.FITTING and trainer.global_step > 0
-        if not isinstance(exception, KeyboardInterrupt) or folder is None or not begun:
+        if not isinstance(exception, KeyboardInterrupt) or folder is None:
+            return
+        for logger in trainer.loggers:
+            if isinstance(logger, MLflowLogger):
+                logger.interrupted = True
+        if not begun:
+            log.info("stopped before the first step; there is nothing to go on from")
             return
         path = os.path.relpath(folder / "checkpoints" / FILE)
         trainer.save_checkpoint(path)

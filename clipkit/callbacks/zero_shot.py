@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from abc import abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -66,12 +67,18 @@ class ZeroShot(Callback):
     def __init__(self, datasets: dict[str, EvalData], *, every_n_epochs: int = 1) -> None:
         if every_n_epochs < 1:
             raise UserError(f"every_n_epochs: {every_n_epochs} is less than 1")
+        for name in datasets:
+            if not re.fullmatch(r"[\w-][\w -]*", name):
+                raise UserError(
+                    f"{type(self).__name__}.datasets: {name!r} names metrics and files; use "
+                    "letters, digits, _, - and blanks"
+                )
         self.datasets = datasets
         self.every_n_epochs = every_n_epochs
         self._rows: dict[str, Rows] = {}
         self._has_logged = False
         self._latest: dict[str, dict[str, float]] = {"epoch": {}, "end": {}}
-        self._outcomes_of: dict[str, str] = {}
+        self._kept: dict[Path, tuple[int, float | None]] = {}
 
     @abstractmethod
     def measure(self, module: CLIPModule, name: str, data: EvalData, rows: Rows) -> Measured:
@@ -169,26 +176,25 @@ class ZeroShot(Callback):
     @rank_zero_only
     def _keep_outcomes(self, trainer: L.Trainer, name: str, outcomes: list[Outcome]) -> None:
         folder = run_folder(trainer)
-        if folder is None:
-            return
-        self._settle_outcomes(trainer)
-        path = folder / "outcomes" / f"{self.kind}-{name}-last.parquet"
-        _write(path, outcomes, step=trainer.global_step)
+        if folder is not None:
+            self._settle_outcomes(trainer)
+            path = folder / "outcomes" / f"{self.kind}-{name}-last.parquet"
+            _write(path, outcomes, step=trainer.global_step)
+            self._kept[path] = (trainer.global_step, best_score(trainer))
 
     @rank_zero_only
     def _settle_outcomes(self, trainer: L.Trainer) -> None:
-        """Keep the last outcomes as the chosen ones where the checkpoint callback chose them.
+        """Keep the last outcomes as the chosen ones where a checkpoint callback has chosen them.
 
-        It chooses after every validation, so this is seen at the next evaluation.
+        It chooses after every validation, so this is seen at the next evaluation: the best score
+        has changed since the outcomes were written, and no step was made in between.
         """
-        folder, best = run_folder(trainer), chosen_checkpoint(trainer)
-        if folder is None or not best:
-            return
-        for last in (folder / "outcomes").glob(f"{self.kind}-*-last.parquet"):
-            name = last.name.removesuffix("-last.parquet")
-            if self._outcomes_of.get(name) != best:
-                self._outcomes_of[name] = best
-                last.with_name(f"{name}-chosen.parquet").write_bytes(last.read_bytes())
+        for last, (step, before) in self._kept.items():
+            chosen = best_score(trainer) != before and chosen_step(trainer) == step
+            if chosen and last.is_file():
+                name = last.name.replace("-last.parquet", "-chosen.parquet")
+                last.with_name(name).write_bytes(last.read_bytes())
+        self._kept.clear()
 
 
 class ZeroShotClassification(ZeroShot):
@@ -269,6 +275,23 @@ def chosen_checkpoint(trainer: L.Trainer) -> str:
         if isinstance(callback, ModelCheckpoint) and callback.monitor is not None:
             return callback.best_model_path
     return ""
+
+
+def best_score(trainer: L.Trainer) -> float | None:
+    """Return the best value that a checkpoint callback with a monitor has seen."""
+    for callback in trainer.checkpoint_callbacks:
+        if isinstance(callback, ModelCheckpoint) and callback.monitor is not None:
+            score = callback.best_model_score
+            return None if score is None else float(score)
+    return None
+
+
+def chosen_step(trainer: L.Trainer) -> int | None:
+    """Return the step whose weights a checkpoint callback with a monitor saved last."""
+    for callback in trainer.checkpoint_callbacks:
+        if isinstance(callback, ModelCheckpoint) and callback.monitor is not None:
+            return callback._last_global_step_saved
+    return None
 
 
 def _captions(rows: Rows) -> tuple[list[str], np.ndarray]:

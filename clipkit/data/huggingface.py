@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from clipkit.data.rows import Rows
 
 
+FEW = 50
+"""Validation pairs below which a score's interval is wider than most differences."""
+
+
 class HuggingFacePairs(PairDataModule):
     """Pairs from the Hugging Face hub or from a local folder or file.
 
@@ -97,7 +101,12 @@ class HuggingFacePairs(PairDataModule):
 
     def describe(self) -> str:
         layout = self._layout(self.image_column, self.caption_column)
-        held_out = "" if VALIDATION in layout.splits else "; 5 % of the pictures are held out"
+        held_out = ""
+        if VALIDATION not in layout.splits and self.train_split in layout.splits:
+            validation = self.evaluation_rows(VALIDATION)
+            held_out = f"; {len(validation):,} of them held out as validation"
+            if len(validation) < FEW:
+                held_out += f" (fewer than {FEW}: what is measured on them says little)"
         return f"data: {layout.describe()}{held_out}"
 
     def fingerprint(self) -> str:

@@ -19,7 +19,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from clipkit.data.images import Augmentation, decode_image, resize_for_eval, to_uint8
+from clipkit.data.images import (
+    Augmentation,
+    ImageDecodeError,
+    decode_image,
+    resize_for_eval,
+    to_uint8,
+)
 from clipkit.data.sampling import EvaluationSampler, SampleKey, TrainSampler
 from clipkit.encoders.base import Interpolation, ResizeMode
 from clipkit.errors import UserError
@@ -285,7 +291,13 @@ class PairDataset(Dataset[Sample]):
         row = self.rows[row_index]
         caption = row.captions[which] if which is not None else self._pick(row.captions, rng)
         encoded = _read(row.image)
-        image = decode_image(encoded)
+        try:
+            image = decode_image(encoded)
+        except ImageDecodeError as error:
+            raise UserError(
+                f"data: the picture {row.key!r} (row {row_index}) is broken: {error}; mend it or "
+                "take it out"
+            ) from error
         pixels = self.pixels
         if self.augment is None:
             tensor = to_uint8(

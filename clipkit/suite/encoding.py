@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from hashlib import blake2b
 from typing import TYPE_CHECKING, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -24,7 +25,7 @@ PIXELS_KEPT = 512 * 2**20
 
 
 class _Kept(NamedTuple):
-    weights: int
+    weights: Tensor
     embeddings: Tensor
 
 
@@ -37,11 +38,10 @@ def embed_data(module: CLIPModule, data: EvalData, rows: Rows) -> Tensor:
 
     Every rank embeds its share and receives them all. The module should be in eval mode.
     """
-    # The same set counts fewer rows where an evaluation takes each picture once.
-    pictures = (data.path, data.split, data.image_column, data.limit, len(rows))
-    weights = _version(module)
+    pictures = _identity(data, rows, module)
+    weights = _fingerprint(module)
     kept = _embeddings.setdefault(module, {})
-    if pictures not in kept or kept[pictures].weights != weights:
+    if pictures not in kept or not torch.equal(kept[pictures].weights, weights):
         kept[pictures] = _Kept(weights, _embed(module, pictures, rows))
     return kept[pictures].embeddings
 
@@ -105,6 +105,21 @@ class _Pictures(Dataset[Tensor]):
         return to_uint8(resize_for_eval(image, self.size, self.resize_mode, self.interpolation))
 
 
-def _version(module: CLIPModule) -> int:
-    """Return a number that changes whenever a weight does: in-place writes are counted by torch."""
-    return sum(p._version for p in module.parameters())
+def _identity(data: EvalData, rows: Rows, module: CLIPModule) -> tuple[object, ...]:
+    """Return what tells these pictures, as this encoder wants them, from all others."""
+    keys = blake2b("\n".join(rows.keys()).encode("utf-8", "surrogateescape")).hexdigest()
+    encoder = module.image_encoder
+    wanted = (encoder.image_size, encoder.resize_mode, encoder.interpolation)
+    return (data.path, data.split, data.image_column, keys, *wanted)
+
+
+@torch.no_grad()
+def _fingerprint(module: CLIPModule) -> Tensor:
+    """Return numbers that change with any weight or running value of the image side.
+
+    Taken from the values themselves: torch's counter of writes misses fused optimisers.
+    """
+    side = torch.nn.ModuleList([module.image_encoder, module.image_head])
+    tensors = [t for t in (*side.parameters(), *side.buffers()) if t.is_floating_point()]
+    sums = [(t.double().sum(), t.double().square().sum()) for t in tensors if t.numel()]
+    return torch.stack([value for pair in sums for value in pair]).cpu()

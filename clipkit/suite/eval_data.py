@@ -45,6 +45,10 @@ class EvalData:
     templates: str | list[str] = field(default="photo")
     limit: int | None = None
 
+    def __post_init__(self) -> None:
+        if self.limit is not None and self.limit < 1:
+            raise UserError(f"EvalData.limit: {self.limit} is not a positive number of rows")
+
 
 @dataclass(frozen=True)
 class Classes:

@@ -53,6 +53,7 @@ class MLflowLogger(MLFlowLogger):
         # Lightning announces "Experiment not found. Creating it." as a warning.
         logging.getLogger("lightning.pytorch.loggers.mlflow").setLevel(logging.ERROR)
         self._named = False
+        self.interrupted = False
         super().__init__(
             experiment_name=experiment_name or "",
             run_name=run_name,
@@ -73,6 +74,9 @@ class MLflowLogger(MLFlowLogger):
     def log_hyperparams(self, params: dict[str, Any] | Namespace) -> None:
         self._name("clipkit", "run")
         super().log_hyperparams(params)
+
+    def finalize(self, status: str = "success") -> None:
+        super().finalize("KILLED" if self.interrupted else status)
 
     def begin(
         self, *, experiment: str, run_name: str, params: dict[str, Any], tags: dict[str, str]
@@ -103,6 +107,8 @@ class MLflowLogger(MLFlowLogger):
 def _refuse_unreachable(uri: str) -> None:
     """Fail within seconds, where MLflow itself would try for four minutes."""
     instead = f"leave it out for {DEFAULT_URI}"
+    if uri == DEFAULT_URI:
+        instead = "work in a folder that you may write to, or name a file elsewhere"
     scheme = uri.partition(":")[0]
     if scheme in ("http", "https"):
         try:
