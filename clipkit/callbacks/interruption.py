@@ -36,3 +36,4 @@ class SaveOnInterrupt(Callback):
         trainer.save_checkpoint(path)
         log.info("stopped at step %d; saved %s", trainer.global_step, path)
         log.info("go on with: clipkit fit --ckpt_path %s", path)
+        log.info("(what is left of this epoch is then trained on the epoch's first rows again)")

@@ -76,7 +76,7 @@ class HuggingFacePairs(PairDataModule):
         self.caption_template = caption_template
         self.train_split = train_split
         self._layouts: dict[tuple[str | None, str | None], Layout] = {}
-        self._sides: dict[tuple[str | None, str | None], tuple[Rows, Rows]] = {}
+        self._held_out_keys: frozenset[str] | None = None
 
     def load(self, split: str) -> Rows:
         return self.evaluation_rows(split)
@@ -91,13 +91,20 @@ class HuggingFacePairs(PairDataModule):
             split = self.train_split
         if VALIDATION in layout.splits or split not in (self.train_split, VALIDATION):
             return layout.split(split)
-        columns = (layout.image_column, layout.caption_column)
-        if columns not in self._sides:
+        held_out = self._held_out()
+        rows = layout.split(self.train_split)
+        sides = [(key in held_out) == (split == VALIDATION) for key in rows.keys()]  # noqa: SIM118
+        return rows.select([row for row, kept in enumerate(sides) if kept])
+
+    def _held_out(self) -> frozenset[str]:
+        """Return the keys of the pictures kept from training, whichever columns are read."""
+        if self._held_out_keys is None:
             from clipkit.data.rows import hold_out
 
-            self._sides[columns] = hold_out(layout.split(self.train_split))
-        train, validation = self._sides[columns]
-        return validation if split == VALIDATION else train
+            layout = self._layout(self.image_column, self.caption_column)
+            _, validation = hold_out(layout.split(self.train_split))
+            self._held_out_keys = frozenset(validation.keys())
+        return self._held_out_keys
 
     def describe(self) -> str:
         layout = self._layout(self.image_column, self.caption_column)
