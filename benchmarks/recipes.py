@@ -72,6 +72,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     options = parser.parse_args()
     found = {recipe: run(recipe, options.data) for recipe in options.recipes}
+    RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{date.today()}-recipes-{'-'.join(found)}.json"
     result = {"schema": 1, "machine": describe(), "recipes": found}
     path.write_text(json.dumps(result, indent=2, allow_nan=False) + "\n", encoding="utf-8")
