@@ -32,8 +32,6 @@ from clipkit.module import CLIPModule
 from clipkit.parser_errors import explain, one_line
 from clipkit.tracking import Journal, RunFolder
 
-log = logging.getLogger(__name__)
-
 VERBS = ("fit", "validate", "test")
 EXAMPLES = {
     "fit": "clipkit fit -c base -c pairs --data.dataset ~/my_pictures",
@@ -232,7 +230,7 @@ def run(words: Sequence[str], *, trust: Sequence[str] = ()) -> int:
     os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
     for noise in LIBRARY_NOISE:
         warnings.filterwarnings("ignore", message=noise)
-    warnings.showwarning = _say_warning
+    warnings.formatwarning = _one_line_warning
     try:
         ClipkitCLI(words, trust=trust)
     except SystemExit as stop:
@@ -243,8 +241,8 @@ def run(words: Sequence[str], *, trust: Sequence[str] = ()) -> int:
     return 0
 
 
-def _say_warning(message: Warning | str, *_: Any, **__: Any) -> None:
-    log.warning("warning: %s", one_line(str(message)))
+def _one_line_warning(message: Warning | str, *_: Any, **__: Any) -> str:
+    return f"warning: {one_line(str(message))}\n"
 
 
 def build_run(

@@ -336,9 +336,10 @@ class CLIPModule(L.LightningModule):
             return
         self._warned_of_no_learning = True
         chance = math.log(batch_size)
-        if abs(float(loss) / chance - 1) < 0.01:
+        value = float(loss.detach())
+        if abs(value / chance - 1) < 0.01:
             warnings.warn(
-                f"train/loss is {float(loss):.3f} after {self.global_step} steps, still within 1 % "
+                f"train/loss is {value:.3f} after {self.global_step} steps, still within 1 % "
                 f"of chance (ln {batch_size} = {chance:.3f}): the pairs may be shuffled, the "
                 "captions all alike, the rate too high or too low, or a tower locked by mistake",
                 stacklevel=2,

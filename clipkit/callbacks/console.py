@@ -110,7 +110,7 @@ class Console(Callback):
 def _beginning(trainer: L.Trainer, module: CLIPModule) -> Iterator[str]:
     trained = sum(p.numel() for p in module.parameters() if p.requires_grad)
     total = sum(p.numel() for p in module.parameters())
-    share = "" if trained == total else f", {trained / 1e6:.1f} M of them trained"
+    share = "" if trained > 0.99 * total else f", {trained / 1e6:.1f} M of them trained"
     device = torch.cuda.get_device_name() if module.device.type == "cuda" else "CPU"
     ranks = f", {trainer.world_size} ranks" if trainer.world_size > 1 else ""
     folder = run_folder(trainer)
