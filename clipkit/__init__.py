@@ -15,7 +15,7 @@ __all__ = ["__version__", "build", "load"]
 
 
 def load(path: str, *, trust: Sequence[str] = ()) -> CLIPModule:
-    """Rebuild a model from its checkpoint alone: eval mode, on the CPU.
+    """Rebuild a model from its checkpoint alone: eval mode, on the CPU, no gradients.
 
     Args:
         path: a checkpoint written by ``clipkit fit``.
