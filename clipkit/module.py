@@ -187,9 +187,20 @@ class CLIPModule(L.LightningModule):
         batch_size = getattr(data, "batch_size", None)
         if batch_size is not None:
             self.temperature.fill_prior_(batch_size)
+        self._say_how_batch_norm_is_counted()
         if self.temperature.bias is not None and bool(self.temperature.bias.isnan()):
             raise UserError(
                 "model.temperature.bias: prior needs data.batch_size, which this data module lacks"
+            )
+
+    def _say_how_batch_norm_is_counted(self) -> None:
+        kinds = torch.nn.BatchNorm1d | torch.nn.BatchNorm2d | torch.nn.BatchNorm3d
+        if self.trainer.world_size > 1 and any(
+            isinstance(m, kinds) and m.training for m in self.modules()
+        ):
+            log.info(
+                "batch norm: its statistics are those of a rank's share of the batch; "
+                "trainer.sync_batchnorm=true takes them over all ranks"
             )
 
     def on_train_start(self) -> None:

@@ -19,6 +19,7 @@ import hashlib
 import html
 import itertools
 import json
+import logging
 import os
 import re
 import string
@@ -34,6 +35,8 @@ import torch
 from torch import Tensor
 
 from clipkit.errors import UserError
+
+log = logging.getLogger(__name__)
 
 Cleaning = Literal["lower", "whitespace", "canonicalize", "none"]
 
@@ -103,6 +106,11 @@ class Tokenizer:
         self._clean: Cleaning = clean
         self._tokenizer = _build(definition, self.name)
         prefix, self._suffix = _special_ids(self._tokenizer, self.name)
+        if prefix and prefix[0] == self._suffix[0]:
+            raise UserError(
+                f"model.tokenizer.path is {path!r}: its start and end token are the same id "
+                f"{prefix[0]}, so the end of a caption cannot be found"
+            )
         shortest = len(prefix) + 1 + len(self._suffix)
         if context_length < shortest:
             raise UserError(
@@ -229,8 +237,7 @@ def _find(path: str, fallback: str | None) -> tuple[str, str]:
         problem = f"model.tokenizer.path is {path!r}: no such file or folder, and {error}"
         if fallback is None:
             raise UserError(problem) from error
-        if os.environ.get("LOCAL_RANK", "0") == "0":
-            print(f"{problem}; using model.tokenizer.fallback {fallback!r}", flush=True)
+        log.info("tokenizer: %s stands in for %s, since %s", fallback, path, error)
         return _find(fallback, None)
 
 

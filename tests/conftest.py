@@ -1,6 +1,7 @@
 """What the tests share: an offline environment, a folder, a small data set and recipe."""
 
 import csv
+import logging
 import os
 import shutil
 from pathlib import Path
@@ -67,6 +68,15 @@ def pictures(tmp_path_factory):
             Image.fromarray(draw(drawing, 20)).save(folder / f"{index:04d}.png")
             writer.writerow([f"{index:04d}.png", captions(drawing)[-1], CLASS_NAMES[drawing.label]])
     return folder
+
+
+@pytest.fixture(autouse=True)
+def logger_as_it_was():
+    """The command line takes clipkit's logger over; the next test finds it as a library has it."""
+    logger = logging.getLogger("clipkit")
+    yield
+    logger.handlers, logger.propagate = [], True
+    logger.setLevel(logging.NOTSET)
 
 
 @pytest.fixture
