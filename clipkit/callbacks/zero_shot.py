@@ -269,29 +269,31 @@ class ZeroShotRetrieval(ZeroShot):
         return Measured(retrieval_metrics(found), retrieval_intervals(found), outcomes)
 
 
-def chosen_checkpoint(trainer: L.Trainer) -> str:
-    """Return the file that a checkpoint callback with a monitor holds for the best, or ''."""
+def chooser(trainer: L.Trainer) -> ModelCheckpoint | None:
+    """Return the checkpoint callback that chooses by a monitored metric, if there is one."""
     for callback in trainer.checkpoint_callbacks:
         if isinstance(callback, ModelCheckpoint) and callback.monitor is not None:
-            return callback.best_model_path
-    return ""
+            return callback
+    return None
+
+
+def chosen_checkpoint(trainer: L.Trainer) -> str:
+    """Return the file that holds the best weights so far, or ''."""
+    callback = chooser(trainer)
+    return "" if callback is None else callback.best_model_path
 
 
 def best_score(trainer: L.Trainer) -> float | None:
-    """Return the best value that a checkpoint callback with a monitor has seen."""
-    for callback in trainer.checkpoint_callbacks:
-        if isinstance(callback, ModelCheckpoint) and callback.monitor is not None:
-            score = callback.best_model_score
-            return None if score is None else float(score)
-    return None
+    """Return the best value of the monitored metric so far."""
+    callback = chooser(trainer)
+    score = None if callback is None else callback.best_model_score
+    return None if score is None else float(score)
 
 
 def chosen_step(trainer: L.Trainer) -> int | None:
-    """Return the step whose weights a checkpoint callback with a monitor saved last."""
-    for callback in trainer.checkpoint_callbacks:
-        if isinstance(callback, ModelCheckpoint) and callback.monitor is not None:
-            return callback._last_global_step_saved
-    return None
+    """Return the step whose weights the chooser saved last."""
+    callback = chooser(trainer)
+    return None if callback is None else callback._last_global_step_saved
 
 
 def _captions(rows: Rows) -> tuple[list[str], np.ndarray]:
