@@ -10,6 +10,7 @@ import tempfile
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +36,8 @@ from clipkit.tracking import Journal, RunFolder
 VERBS = ("fit", "validate", "test")
 EXAMPLES = {
     "fit": "clipkit fit -c base -c pairs --data.dataset ~/my_pictures",
-    "validate": "clipkit validate --ckpt_path runs/pairs/pairs/checkpoints/last.ckpt",
-    "test": "clipkit test --ckpt_path runs/pairs/pairs/checkpoints/last.ckpt",
+    "validate": "clipkit validate --ckpt_path runs/pairs/my_pictures/checkpoints/last.ckpt",
+    "test": "clipkit test --ckpt_path runs/pairs/my_pictures/checkpoints/last.ckpt",
 }
 LIBRARY_NOISE = (
     r".*isinstance\(treespec, LeafSpec\).*",  # torch's deprecation of what Lightning 2.6 calls
@@ -57,10 +58,11 @@ class ClipkitCLI(LightningCLI):
     ) -> None:
         self.trust = trust
         self.restored: checkpoints.Restored | None = None
-        quiet = {"exit_on_error": False, "prog": "clipkit"}
+        # A shortened option would be taken for another one once a longer name is added.
+        strict = {"exit_on_error": False, "allow_abbrev": False}
         verbs = {
             verb: {
-                "exit_on_error": False,
+                **strict,
                 "description": f"example: {example}   (what the data takes: "
                 f"clipkit {verb} --data.help HuggingFacePairs)",
             }
@@ -74,7 +76,7 @@ class ClipkitCLI(LightningCLI):
             auto_configure_optimizers=False,
             # The module's arguments live in its own record, not in hyper_parameters.
             load_from_checkpoint_support=False,
-            parser_kwargs={**quiet, **verbs},
+            parser_kwargs={**strict, "prog": "clipkit", **verbs},
             args=list(words),
             run=run,
         )
@@ -136,6 +138,8 @@ class ClipkitCLI(LightningCLI):
         self._dump_config()
         if self.restored is not None:
             _take_carried(section, self.restored)
+        if self.restored is not None and verb == ["fit"]:
+            _refuse_finished(section["trainer"], self.restored)
 
     def _options(self, verb: Sequence[str]) -> list[str]:
         parser = self._parser(verb[0] if verb else None)
@@ -223,6 +227,7 @@ class ClipkitCLI(LightningCLI):
 
 def run(words: Sequence[str], *, trust: Sequence[str] = ()) -> int:
     """Run one of Lightning's verbs from command-line words."""
+    _check_importable(trust)
     # Lightning's own news (devices it did not find, products it recommends) is not the user's.
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
@@ -259,6 +264,7 @@ def load_model(path: str, *, trust: Sequence[str] = ()) -> CLIPModule:
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
     trust = [trust] if isinstance(trust, str) else trust
+    _check_importable(trust)
     restored = checkpoints.restore(os.path.expanduser(path), trust=trust)
     parser = LightningArgumentParser(exit_on_error=False)
     parser.add_class_arguments(CLIPModule, "model", sub_configs=True)
@@ -283,14 +289,16 @@ def names_of_run(words: Sequence[str]) -> tuple[str, str]:
     """Return the experiment and the run that a command names by what it says.
 
     The experiment is the recipe; the run is named after what the command adds to it: overlays by
-    their file, options by their last key and value.
+    their file, the data set by its folder, other options by their last key and value.
     """
     configs = [Path(value).with_suffix("") for value in _values(words, *CONFIG_OPTIONS)]
     named = [config for config in configs if config.name != recipes.BASE]
     experiment = named[0].name if named else "clipkit"
     parts = [config.name for config in named[1:]]
     for key, value in _options(words):
-        if key.startswith(("model.", "data.", "trainer.max", "seed")) and "dataset" not in key:
+        if key in ("data.dataset", "data.init_args.dataset"):
+            parts.append(Path(value).name)
+        elif key.startswith(("model.", "data.", "trainer.max", "seed")):
             named_class = re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", value)
             short = value.rpartition(".")[2] if named_class else value
             parts.append(f"{key.rpartition('.')[2]}={short}")
@@ -374,6 +382,29 @@ def _take_carried(section: Namespace, restored: checkpoints.Restored) -> None:
         target = value.get("init_args", value)
         for name, argument in arguments.items():
             target[name] = argument
+
+
+def _refuse_finished(trainer: Namespace, restored: checkpoints.Restored) -> None:
+    """Refuse to go on where nothing is left to train, before a run is made of it."""
+    for option, done, limit in (
+        ("max_epochs", restored.epochs, trainer["max_epochs"]),
+        ("max_steps", restored.steps, trainer["max_steps"]),
+    ):
+        if limit is not None and 0 < limit <= done:
+            raise UserError(
+                f"--ckpt_path: trained to its end, trainer.{option} is {limit} and {done} are "
+                f"done; add --trainer.{option} {done + 10} or another number above {done}"
+            )
+
+
+def _check_importable(trust: Sequence[str]) -> None:
+    for module in trust:
+        top = module.partition(".")[0]
+        if not top.isidentifier() or find_spec(top) is None:
+            raise UserError(
+                f"--trust {module}: there is no such module here; go to the folder that holds "
+                f"{top}.py, or add that folder to PYTHONPATH"
+            )
 
 
 def _plain(value: Any) -> Any:

@@ -30,14 +30,15 @@ class Restored(NamedTuple):
     """A checkpoint whose names have been checked.
 
     ``configuration`` has the sections seed_everything, model, data and trainer; ``carried`` maps a
-    part of the model to the constructor arguments that replace what it once read from outside.
+    part of the model to the constructor arguments that replace what it once read from outside;
+    ``epochs`` and ``steps`` are how many of them were trained to their end.
     """
 
     configuration: dict[str, Any]
     carried: dict[str, dict[str, Any]]
     state_dict: dict[str, torch.Tensor]
-    epoch: int
-    step: int
+    epochs: int
+    steps: int
 
 
 def record(
@@ -103,13 +104,15 @@ def restore(path: str | Path, *, trust: Sequence[str] = ()) -> Restored:
         configuration,
         carried,
         loaded["state_dict"],
-        _whole(loaded.get("epoch")),
-        _whole(loaded.get("global_step")),
+        _number(loaded, "loops", "fit_loop", "epoch_progress", "current", "processed"),
+        _number(loaded, "global_step"),
     )
 
 
-def _whole(number: object) -> int:
-    return number if isinstance(number, int) else 0
+def _number(loaded: object, *keys: str) -> int:
+    for key in keys:
+        loaded = loaded.get(key) if isinstance(loaded, dict) else None
+    return loaded if isinstance(loaded, int) else 0
 
 
 def load_weights(module: nn.Module, state_dict: dict[str, torch.Tensor], path: str | Path) -> None:

@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         if debug:
             raise
-        print(f"clipkit: {error}", file=sys.stderr)
+        print(f"clipkit: {error.sentence}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("clipkit: interrupted", file=sys.stderr)

@@ -5,3 +5,8 @@ from __future__ import annotations
 
 class UserError(ValueError):
     """A user's mistake: one sentence with the key, the value and what is accepted."""
+
+    @property
+    def sentence(self) -> str:
+        """The message alone, also where a loader's process wrapped it in its traceback."""
+        return str(self).rpartition(f"{UserError.__module__}.{UserError.__qualname__}: ")[2].strip()

@@ -59,7 +59,8 @@ def pictures(tmp_path_factory):
 
     from clipkit.data.drawing import CLASS_NAMES, captions, draw, sample
 
-    folder = tmp_path_factory.mktemp("pictures")
+    folder = tmp_path_factory.mktemp("data") / "pictures"
+    folder.mkdir()
     with (folder / "metadata.csv").open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["file_name", "caption", "label"])

@@ -118,6 +118,14 @@ def test_resume_alone_continues(last, trained, workdir, command):
     assert {line["epoch"] for line in lines} == {2}
 
 
+def test_nothing_left_to_train_is_said_before_a_run_is_made(last, workdir, command, capsys):
+    assert command("fit", "--ckpt_path", last) == 2
+    error = capsys.readouterr().err
+    assert "trainer.max_epochs is 2 and 2 are done" in error
+    assert "--trainer.max_epochs 12" in error
+    assert not (workdir / "runs").exists()
+
+
 # --- A stranger's file ---------------------------------------------------------------------------
 
 

@@ -1,6 +1,7 @@
 """The command line: bad input gets one clear line and exit code 2; help and recipes."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -52,6 +53,9 @@ def refused(workdir, pictures, command, capsys):
         (["--weights", "nope.ckpt"], ["nope.ckpt", "no such file"]),
         (["-c", "emojy"], ["-c emojy", "did you mean emoji", "ablations/siglip"]),
         (["--trust"], ["--trust"]),
+        (["--trust", "no_such_code"], ["--trust no_such_code", "no_such_code.py", "PYTHONPATH"]),
+        (["--trainer.max_epoch", "3"], ["no such option", "did you mean --trainer.max_epochs"]),
+        (["--data.train_split", "tain"], ["data.train_split", "no split 'tain'; it has: train"]),
     ],
 )  # fmt: skip
 def test_mistakes(refused, words, parts):
@@ -205,3 +209,18 @@ def test_a_vocabulary_of_ones_own(workdir, pictures, command, capsys):
         command(*fit, "--model.tokenizer.path=words.json", "--trainer.limit_train_batches=1") == 0
     )
     assert command("tokenizer", "/nowhere") == 2
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("place", ["training", "evaluation"])
+def test_a_broken_picture_is_named(refused, workdir, pictures, place, workers):
+    shutil.copytree(pictures, workdir / "broken")
+    for picture in (workdir / "broken").glob("*.png"):
+        picture.write_bytes(picture.read_bytes()[:100])
+    words = [f"--data.num_workers={workers}"]
+    words += (
+        ["--data.dataset", "broken"] if place == "training"
+        else callback("ZeroShotRetrieval", "{own: {path: broken, split: train}}")
+    )  # fmt: skip
+    error = refused(*words)
+    assert all(part in error for part in ("the picture '00", "row", "is broken", "take it out"))

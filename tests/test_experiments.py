@@ -60,10 +60,7 @@ def test_the_command_parses(name, workdir, pictures):
         def before_instantiate_classes(self):
             raise ParsedError
 
-    words = [
-        w.replace("~/my_pictures", str(pictures)).replace("DIR", str(pictures))
-        for w in words_of(name)
-    ]
+    words = words_on(name, pictures)
     with pytest.raises(ParsedError):
         OnlyParse(words)
     assert building.names_of_run(words[1:])[0] not in ("base", "clipkit")
@@ -71,10 +68,7 @@ def test_the_command_parses(name, workdir, pictures):
 
 @pytest.mark.parametrize("name", [n for n in NAMES if n != "base" and n not in FROM_THE_HUB])
 def test_offline_recipes_train_two_steps(name, workdir, pictures, command):
-    words = [
-        w.replace("~/my_pictures", str(pictures)).replace("DIR", str(pictures))
-        for w in words_of(name)
-    ]
+    words = words_on(name, pictures)
     small = ["--trainer.max_steps=2", "--trainer.max_epochs=-1", "--trainer.log_every_n_steps=1"]
     small += ["--trainer.limit_val_batches=1", "--data.batch_size=8", "--run_name=run"]
     small += ["--trainer.logger=false"]
@@ -127,3 +121,20 @@ def test_an_existing_file_wins_over_a_recipe(workdir):
     (workdir / "emoji").unlink()
     assert recipes.find("emoji").name == "emoji.yaml"
     assert recipes.find("experiments/emoji.yaml").name == "emoji.yaml"
+
+
+@pytest.mark.parametrize(
+    ("words", "run"),
+    [
+        ("", "emoji"),
+        ("--data.dataset ~/my_pictures/", "my_pictures"),
+        ("-c ablations/siglip --data.dataset a/b.csv --seed_everything=3",
+         "siglip-b.csv-seed_everything=3"),
+        ("--model.image_encoder my_code.MyEncoder --model.optimizer.lr 1e-3",
+         "image_encoder=MyEncoder-lr=1e-3"),
+    ],
+)  # fmt: skip
+def test_a_run_is_named_after_what_differs(words, run):
+    from clipkit.building import names_of_run
+
+    assert names_of_run(f"-c base -c emoji {words}".split()) == ("emoji", run)

@@ -181,4 +181,4 @@ def test_build_is_what_fit_would_run(workdir, pictures):
     assert data.batch_size == 8
     trainer.fit(module, datamodule=data)
     assert trainer.global_step == 2
-    clipkit.load("runs/tiny/loss=SigLIPLoss/checkpoints/last.ckpt")
+    clipkit.load("runs/tiny/pictures-loss=SigLIPLoss/checkpoints/last.ckpt")

@@ -84,10 +84,10 @@ class Console(Callback):
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.sanity_checking:
             return
-        if trainer.state.fn != "fit":
-            log.info(_exact(trainer))
-            return
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        if trainer.state.fn != "fit":
+            _say_evaluated(metrics)
+            return
         minutes, seconds = divmod(round(time.monotonic() - self._began), 60)
         parts = [f"{_epoch(trainer)}  {minutes}:{seconds:02d}"]
         parts += [
@@ -98,7 +98,7 @@ class Console(Callback):
             log.info(table)
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        log.info(_exact(trainer))
+        _say_evaluated({name: float(value) for name, value in trainer.callback_metrics.items()})
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         for table in _tables(_latest(trainer, when="end")):
@@ -199,11 +199,12 @@ def _aligned(rows: list[list[str]]) -> str:
     return "\n".join(map(line, rows))
 
 
-def _exact(trainer: L.Trainer) -> str:
-    """Return every metric with all its digits."""
-    metrics = {name: float(value) for name, value in sorted(trainer.callback_metrics.items())}
+def _say_evaluated(metrics: dict[str, float]) -> None:
+    """Print the tables, then every metric with all its digits."""
+    for table in _tables(metrics):
+        log.info(f"{table}\n")
     width = max(map(len, metrics), default=0)
-    return "\n".join(f"{name:{width}}  {value!r}" for name, value in metrics.items())
+    log.info("\n".join(f"{name:{width}}  {metrics[name]!r}" for name in sorted(metrics)))
 
 
 def _epoch(trainer: L.Trainer) -> str:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from clipkit.data.images import Augmentation
 from clipkit.data.pairs import TRAIN, VALIDATION, CaptionPolicy, PairDataModule
+from clipkit.errors import UserError
 from clipkit.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -89,6 +90,14 @@ class HuggingFacePairs(PairDataModule):
         )
         if split == TRAIN:
             split = self.train_split
+        if split in (self.train_split, VALIDATION) and not layout.splits.keys() & {
+            self.train_split,
+            split,
+        }:
+            raise UserError(
+                f"data.train_split: {self.dataset!r} has no split {self.train_split!r}; it has: "
+                f"{', '.join(layout.splits)}"
+            )
         if VALIDATION in layout.splits or split not in (self.train_split, VALIDATION):
             return layout.split(split)
         held_out = self._held_out()

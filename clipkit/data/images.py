@@ -6,7 +6,8 @@ Everything leaves as uint8, (3, H, W): the device scales it to [0, 1], the image
 import io
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
@@ -68,6 +69,20 @@ def decode_image(source: bytes | str | os.PathLike[str] | Image.Image) -> Image.
         raise ImageDecodeError(
             f"cannot decode {_describe(source)}: {error or type(error).__name__}"
         ) from error
+
+
+@contextmanager
+def naming_broken(name: str) -> Iterator[None]:
+    """Whatever fails inside, in reading or decoding a picture, ends as a sentence that names it.
+
+    Raises:
+        UserError: the picture cannot be opened or is broken.
+    """
+    try:
+        yield
+    except OSError as error:
+        message = f"data: the picture {name} is broken: {error}; mend it or take it out"
+        raise UserError(message) from error
 
 
 def resize_for_eval(

@@ -21,8 +21,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from clipkit.data.images import (
     Augmentation,
-    ImageDecodeError,
     decode_image,
+    naming_broken,
     resize_for_eval,
     to_uint8,
 )
@@ -290,14 +290,9 @@ class PairDataset(Dataset[Sample]):
         row_index, which = self._locate(key.number)
         row = self.rows[row_index]
         caption = row.captions[which] if which is not None else self._pick(row.captions, rng)
-        encoded = _read(row.image)
-        try:
+        with naming_broken(f"{row.key!r} (row {row_index})"):
+            encoded = _read(row.image)
             image = decode_image(encoded)
-        except ImageDecodeError as error:
-            raise UserError(
-                f"data: the picture {row.key!r} (row {row_index}) is broken: {error}; mend it or "
-                "take it out"
-            ) from error
         pixels = self.pixels
         if self.augment is None:
             tensor = to_uint8(

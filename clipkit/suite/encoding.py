@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from clipkit.data.images import decode_image, resize_for_eval, to_uint8
+from clipkit.data.images import decode_image, naming_broken, resize_for_eval, to_uint8
 from clipkit.distributed import gather_ragged, rank, world_size
 from clipkit.suite.eval_data import EvalData
 
@@ -101,7 +101,9 @@ class _Pictures(Dataset[Tensor]):
         return len(self.indices)
 
     def __getitem__(self, place: int) -> Tensor:
-        image = decode_image(self.rows.image(self.indices[place]))
+        index = self.indices[place]
+        with naming_broken(f"{self.rows.key(index)!r} (row {index})"):
+            image = decode_image(self.rows.image(index))
         return to_uint8(resize_for_eval(image, self.size, self.resize_mode, self.interpolation))
 
 

@@ -440,6 +440,8 @@ def test_lists_as_they_are_found(pairs: list[Pair], tmp_path: Path) -> None:
         "no column of picture paths",
         "image_column",
     )
+    own = write(tmp_path / "own.csv", f"Bild;Was man sieht\n{a};eins\n{b};zwei\n")
+    assert [row.captions for row in open_layout(str(own)).split("train")] == [["eins"], ["zwei"]]
     fails(write(tmp_path / "d.csv", "file,file\na,b"), "two columns of one name")
     fails(write(tmp_path / "e.csv", " \n"), "is empty")
     fails(write(tmp_path / "f.csv", "file,caption\n"), "'train' is empty")

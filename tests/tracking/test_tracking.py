@@ -57,7 +57,7 @@ def journal_points(folder):
 def test_a_run_in_mlflow(fit, workdir):
     assert fit("--trainer.max_epochs=2", "--model.loss.label_smoothing=0.1") == 0
     mlflow, run = only_run()
-    name = "max_epochs=2-label_smoothing=0.1"
+    name = "pictures-max_epochs=2-label_smoothing=0.1"
     assert run.info.run_name == name
     assert run.info.status == "FINISHED"
     params = run.data.params
@@ -79,18 +79,18 @@ def test_a_run_in_mlflow(fit, workdir):
 def test_a_taken_name_gets_a_number(fit):
     assert fit("--trainer.limit_train_batches=1") == 0
     assert fit("--trainer.limit_train_batches=1") == 0
-    assert sorted(p.name for p in Path("runs/tiny").iterdir()) == ["tiny", "tiny-2"]
+    assert sorted(p.name for p in Path("runs/tiny").iterdir()) == ["pictures", "pictures-2"]
     mlflow = client()
     runs = mlflow.search_runs([mlflow.get_experiment_by_name("tiny").experiment_id])
-    assert sorted(run.info.run_name for run in runs) == ["tiny", "tiny-2"]
+    assert sorted(run.info.run_name for run in runs) == ["pictures", "pictures-2"]
 
 
 def test_the_configuration_of_a_run_runs_it_again(fit, command):
     assert fit("--trainer.max_epochs=2") == 0
-    assert command("fit", "-c", "runs/tiny/max_epochs=2/config.yaml", "--run_name=again") == 0
+    assert command("fit", "-c", "runs/tiny/pictures-max_epochs=2/config.yaml", "--run_name=again") == 0
     losses = [
         [line["train/loss"] for line in journal(f"runs/tiny/{n}") if "train/loss" in line]
-        for n in ("max_epochs=2", "again")
+        for n in ("pictures-max_epochs=2", "again")
     ]
     assert losses[0] == losses[1]
 
@@ -100,7 +100,7 @@ def test_another_logger_instead(fit, workdir):
     assert fit(csv, "--trainer.logger.save_dir=logs") == 0
     (metrics,) = (workdir / "logs").rglob("metrics.csv")
     assert "val/loss" in metrics.read_text()
-    assert (workdir / "runs/tiny/tiny/metrics.jsonl").is_file()
+    assert (workdir / "runs/tiny/pictures/metrics.jsonl").is_file()
     assert not client().get_experiment_by_name("tiny")
 
 
@@ -131,7 +131,7 @@ def test_a_server(fit, tmp_path_factory, free_port):
         mlflow, run = only_run(uri)
         assert run.info.status == "FINISHED"
         assert {p for p in history(mlflow, run) if p[0] != "epoch"} == journal_points(
-            "runs/tiny/tiny"
+            "runs/tiny/pictures"
         )
     finally:
         server.terminate()

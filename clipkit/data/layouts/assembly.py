@@ -50,7 +50,7 @@ def assemble(
         UserError: no or a wrong caption column, an empty split, too many incomplete rows.
     """
     model = parts.get("train") or next(iter(parts.values()))
-    chosen = choose_captions(request, model.source.columns)
+    chosen = choose_captions(request, model.source)
     splits: dict[str, StoredRows] = {}
     notes: list[str] = []
     for split, (source, keys) in parts.items():

@@ -39,18 +39,18 @@ def find(columns: Sequence[str], names: Sequence[str]) -> str | None:
     return next((spelled[name] for name in names if name in spelled), None)
 
 
-def choose_captions(request: Request, columns: Sequence[str]) -> list[str]:
+def choose_captions(request: Request, source: Source) -> list[str]:
     """The columns that captions come from: one, several numbered ones, or none.
 
     Raises:
         UserError: the column named in YAML does not exist, or none is found and one is required.
     """
-    wanted = request.caption_column
+    columns, wanted = source.columns, request.caption_column
     if wanted is not None:
         # A pattern takes several: 'caption_*' where each of five captions has its own column.
         chosen = [column for column in columns if fnmatch.fnmatchcase(column, wanted)]
         if not chosen:
-            raise request.no_column("caption_column", list(columns))
+            raise request.no_column("caption_column", columns)
         return [wanted] if wanted in columns else chosen
     if column := find(columns, CAPTION_COLUMNS):
         return [column]
@@ -59,6 +59,8 @@ def choose_captions(request: Request, columns: Sequence[str]) -> list[str]:
         return numbered
     if column := find(columns, CLASS_COLUMNS):
         return [column]
+    if len(columns) == 1 and _is_text_column(source.column(columns[0]).type):
+        return [columns[0]]  # nothing else stands beside the picture
     if request.captions_required:
         raise request.error(
             f"no caption column was found; name it with {request.key('caption_column')}, one of:"

@@ -47,7 +47,7 @@ def read_manifests(request: Request, root: str, files: dict[str, list[str]], nam
             )
         file = os.path.join(root, names[0])
         table = read_manifest(request, file)
-        image_column = image_column or _choose_paths(request, table.column_names, names[0])
+        image_column = image_column or _choose_paths(request, table, names[0])
         if image_column not in table.column_names:
             raise request.error(f"{names[0]} has no column {image_column!r}, as other splits have")
         paths = table.column(image_column).to_pylist()
@@ -93,16 +93,18 @@ def is_metadata(path: str) -> bool:
 
 
 def is_list(request: Request, root: str, path: str) -> bool:
-    """Whether a file's first line makes it a list of pictures."""
+    """Whether a file's first two lines make it a list of pictures."""
     if suffix(path) not in MANIFEST_SUFFIXES:
         return False
     with open(os.path.join(root, path), encoding="utf-8-sig", errors="replace") as stream:
-        first = stream.readline(1 << 16)
+        first, second = stream.readline(1 << 16), stream.readline(1 << 16)
     if suffix(path) in JSON_SUFFIXES:
-        names = re.findall(r'"([^"]+)"\s*:', first)
+        names, cells = re.findall(r'"([^"]+)"\s*:', first), re.findall(r':\s*"([^"]+)"', first)
     else:
-        names = [name.strip().strip('"') for name in first.split(_separator(request, first))]
-    return find(names, (request.image_column or "", *IMAGE_COLUMNS)) is not None and len(names) > 1
+        separator = _separator(request, first)
+        names, cells = _cells(first, separator), _cells(second, separator)
+    known = request.image_column in names or find(names, IMAGE_COLUMNS) is not None
+    return len(names) > 1 and (known or any(map(is_image, cells)))
 
 
 def read_manifest(request: Request, file: str) -> pa.Table:
@@ -218,18 +220,28 @@ def _spelled(folder: str, path: str) -> str:
     return next((form for form in forms if os.path.exists(os.path.join(folder, form))), path)
 
 
-def _choose_paths(request: Request, columns: list[str], file: str) -> str:
+def _choose_paths(request: Request, table: pa.Table, file: str) -> str:
+    columns = table.column_names
     if request.image_column is not None:
         if request.image_column not in columns:
             raise request.no_column("image_column", columns)
         return request.image_column
-    chosen = find(columns, IMAGE_COLUMNS)
+    # Under a name of the user's own, the column is known by what it holds.
+    of_pictures = [
+        name for name in columns if not is_image(name) and _holds_paths(table.column(name))
+    ]
+    chosen = find(columns, IMAGE_COLUMNS) or (of_pictures[0] if len(of_pictures) == 1 else None)
     if chosen is None:
         raise request.error(
             f"{file} has no column of picture paths; name it with {request.key('image_column')},"
             f" one of: {', '.join(columns)} (the first line must hold the names of the columns)"
         )
     return chosen
+
+
+def _holds_paths(column: pa.ChunkedArray) -> bool:
+    cells = column.slice(0, 100).to_pylist()
+    return bool(cells) and all(isinstance(cell, str) and is_image(cell) for cell in cells)
 
 
 def _read_csv(request: Request, file: str, text: str) -> pa.Table:
@@ -280,7 +292,7 @@ def _separator(request: Request, header: str) -> str:
     """The separator that makes columns of the first line, one of them of paths if possible."""
 
     def score(separator: str) -> tuple[bool, int]:
-        names = [name.strip().strip('"') for name in header.split(separator)]
+        names = _cells(header, separator)
         wanted = request.image_column
         return (
             find(names, IMAGE_COLUMNS) is not None if wanted is None else wanted in names,
@@ -288,6 +300,10 @@ def _separator(request: Request, header: str) -> str:
         )
 
     return max(_SEPARATORS, key=score)
+
+
+def _cells(line: str, separator: str) -> list[str]:
+    return [cell.strip().strip('"') for cell in line.split(separator)]
 
 
 def _read_jsonl(request: Request, file: str, text: str) -> pa.Table:
