@@ -5,17 +5,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from torchmetrics.functional.classification import multiclass_accuracy, multilabel_average_precision
+from torchmetrics.functional.classification import multiclass_accuracy
 
 from clipkit.errors import UserError
 from clipkit.evaluation import (
     build_classifier,
-    classification_intervals,
     classification_metrics,
     classify,
-    classify_multilabel,
     expand,
-    multilabel_metrics,
 )
 
 # Few directions: many exact ties.
@@ -33,11 +30,6 @@ def over_tie_orders(scores: list[float]) -> list[list[int]]:
         sorted(order, key=lambda which: -scores[which])
         for order in permutations(range(len(scores)))
     ]
-
-
-def naive_average_precision(ranking: list[int], targets: list[bool]) -> float:
-    hits = [place for place, which in enumerate(ranking, 1) if targets[which]]
-    return sum(found / place for found, place in enumerate(hits, 1)) / len(hits)
 
 
 def test_the_classifier_is_the_normalised_mean_of_normalised_prompts() -> None:
@@ -103,7 +95,7 @@ def test_metrics_are_those_of_torchmetrics_where_nothing_is_tied() -> None:
         values = multiclass_accuracy(scores, labels, 12, average="none", top_k=k)
         micro = multiclass_accuracy(scores, labels, 12, average="micro", top_k=k)
         expected = micro if average == "micro" else values[labels.unique()].mean()
-        assert metrics[name] == pytest.approx(float(expected), abs=1e-6)
+        assert metrics[name].value == pytest.approx(float(expected), abs=1e-6)
     assert torch.equal(outcomes.predicted, scores.argmax(dim=1))
 
 
@@ -113,10 +105,23 @@ def test_a_constant_model_scores_chance(num_classes: int) -> None:
     metrics = classification_metrics(
         classify(torch.ones(99, 7), torch.ones(num_classes, 7), labels, block_size=10)
     )
-    expected = {"top1": 1 / num_classes, "mean_class_top1": 1 / num_classes}
+    expected = {"top1": 1 / num_classes, "mean_class_top1": 1 / num_classes, "strict_top1": 0}
     if num_classes >= 5:
         expected["top5"] = 5 / num_classes
-    assert metrics == pytest.approx(expected)
+    assert metrics.pop("tie_rate").value == 1.0
+    assert {name: metric.value for name, metric in metrics.items()} == pytest.approx(expected)
+    assert all(metric.value == metric.chance for metric in metrics.values())
+
+
+def test_a_tie_is_worth_no_more_where_it_favours_the_right_class() -> None:
+    # The right class is always the first of those tied: argmax would score 100 %.
+    images = torch.eye(10)
+    classes = torch.eye(10)[[0, 0, 0, 1, 1, 1]]
+    outcomes = classify(images[[0, 1]].repeat(50, 1), classes, torch.tensor([0, 3]).repeat(50))
+    metrics = classification_metrics(outcomes)
+    assert metrics["top1"].value == pytest.approx(1 / 3)
+    assert metrics["strict_top1"].value == 0.0
+    assert metrics["tie_rate"].value == 1.0
 
 
 def test_classes_of_one_name_share_the_credit() -> None:
@@ -163,44 +168,16 @@ def test_no_rows_have_outcomes_but_no_mean() -> None:
         classification_metrics(outcomes)
 
 
-def test_every_metric_has_an_interval_around_it() -> None:
+def test_every_metric_has_an_interval_and_its_chance() -> None:
     labels = torch.randint(6, (50,))
     outcomes = classify(torch.randn(50, 4), torch.randn(6, 4), labels)
-    intervals = classification_intervals(outcomes)
-    for name, value in classification_metrics(outcomes).items():
-        assert intervals.pop(name).low <= value
-    assert not intervals
-
-
-@settings(deadline=None, max_examples=40)
-@given(st.data())
-def test_average_precision_is_the_mean_over_all_orders_of_ties(data: st.DataObject) -> None:
-    num_images = data.draw(st.integers(1, 6))
-    rows = st.lists(st.integers(0, 3), min_size=num_images, max_size=num_images)
-    images, classes = DIRECTIONS[data.draw(rows)], DIRECTIONS[:2]
-    flags = st.lists(st.booleans(), min_size=num_images, max_size=num_images)
-    targets = torch.tensor([data.draw(flags), data.draw(flags)]).T
-    found = classify_multilabel(images, classes, targets, block_size=data.draw(st.integers(1, 3)))
-    assert found.classes.tolist() == targets.any(dim=0).nonzero().flatten().tolist()
-    for which, value in zip(found.classes, found.average_precision, strict=True):
-        scores = [row[which] for row in naive_scores(images, classes)]
-        orders = over_tie_orders(scores)
-        present = targets[:, which].tolist()
-        expected = sum(naive_average_precision(order, present) for order in orders) / len(orders)
-        assert float(value) == pytest.approx(expected)
-
-
-def test_map_is_that_of_torchmetrics_where_nothing_is_tied() -> None:
-    images, classes = torch.randn(200, 8).double(), torch.randn(5, 8).double()
-    targets = torch.rand(200, 5) < 0.2
-    scores = torch.nn.functional.normalize(images) @ torch.nn.functional.normalize(classes).T
-    expected = multilabel_average_precision((scores + 1) / 2, targets.long(), 5, average="macro")
-    found = multilabel_metrics(classify_multilabel(images, classes, targets))
-    assert found == {"map": pytest.approx(float(expected), abs=1e-6)}
-
-
-def test_targets_must_be_zero_and_one() -> None:
-    with pytest.raises(UserError, match="other than 0 and 1"):
-        classify_multilabel(torch.ones(2, 2), torch.ones(3, 2), torch.full((2, 3), 2))
-    with pytest.raises(ValueError, match=r"\(images, classes\)"):
-        classify_multilabel(torch.ones(2, 2), torch.ones(3, 2), torch.ones(3, 2))
+    metrics = classification_metrics(outcomes)
+    assert list(metrics) == ["top1", "top5", "mean_class_top1", "strict_top1", "tie_rate"]
+    for metric in metrics.values():
+        assert metric.interval is not None
+        assert metric.interval.low <= metric.value <= metric.interval.high
+        assert metric.n == 50
+    chances = [metric.chance for metric in metrics.values()]
+    assert chances == [pytest.approx(1 / 6), pytest.approx(5 / 6), pytest.approx(1 / 6), 0.0, None]
+    top1 = metrics["top1"]
+    assert top1.normalised == pytest.approx((top1.value - 1 / 6) / (5 / 6))

@@ -3,6 +3,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from scipy import stats
 from torch import Tensor
 
 from clipkit.evaluation import (
@@ -11,9 +12,9 @@ from clipkit.evaluation import (
     interval,
     mean_interval,
     median_interval,
-    statistics,
     wilson,
 )
+from clipkit.evaluation.statistics import spread_interval, student_quantile, student_tail
 
 
 @pytest.mark.parametrize(
@@ -40,18 +41,27 @@ def test_what_is_no_proportion_is_refused(mean: float, n: float) -> None:
         wilson(mean, n)
 
 
-@pytest.mark.parametrize(
-    ("freedom", "quantile"),
-    [(1, 12.7062), (2, 4.30265), (3, 3.18245), (5, 2.57058), (10, 2.22814), (100, 1.98397)],
-)
-def test_students_quantile_against_tables(freedom: int, quantile: float) -> None:
-    assert statistics._student(freedom) == pytest.approx(quantile, rel=5e-3)
+@pytest.mark.parametrize("freedom", [1, 1.3, 2, 2.7, 5, 9, 49.5, 200, 1e4, 1e6])
+def test_students_distribution_is_that_of_scipy(freedom: float) -> None:
+    for t in (-30.0, -2.0, -0.1, 0.0, 1e-3, 0.5, 1.0, 3.0, 12.0, 100.0):
+        expected = float(stats.t.sf(t, freedom))
+        assert student_tail(t, freedom) == pytest.approx(expected, rel=1e-8, abs=1e-300)
+    for probability in (0.5, 0.6, 0.95, 0.975, 0.9999):
+        expected = float(stats.t.ppf(probability, freedom))
+        found = student_quantile(freedom, probability)
+        assert found == pytest.approx(expected, rel=1e-8, abs=1e-12)
 
 
-@pytest.mark.parametrize("rows", [1, 7, 400])
+@pytest.mark.parametrize(("freedom", "probability"), [(0, 0.975), (3, 1.0), (3, 0.3)])
+def test_quantiles_that_do_not_exist_are_refused(freedom: float, probability: float) -> None:
+    with pytest.raises(ValueError, match="no quantile"):
+        student_quantile(freedom, probability)
+
+
+@pytest.mark.parametrize("rows", [2, 7, 400])
 def test_plain_outcomes_have_wilsons_interval(rows: int) -> None:
     outcomes = (torch.rand(rows) < 0.7).float()
-    expected = wilson(float(outcomes.mean()), rows)
+    expected = wilson(float(outcomes.mean()), rows, critical=student_quantile(rows - 1))
     assert interval(outcomes) == pytest.approx(expected)
     assert interval(outcomes, torch.randperm(rows)) == pytest.approx(expected)
 
@@ -59,18 +69,30 @@ def test_plain_outcomes_have_wilsons_interval(rows: int) -> None:
 def test_copies_of_a_row_say_no_more_than_the_row() -> None:
     outcomes = (torch.rand(200) < 0.4).double()
     once, copied = interval(outcomes), interval(outcomes.repeat(5), torch.arange(200).repeat(5))
-    assert copied == pytest.approx(once, abs=3e-3)  # Student's quantile instead of the normal's
+    assert copied == pytest.approx(once)
     assert interval(torch.ones(10), torch.zeros(10)) == (0.0, 1.0)
 
 
 def test_a_perfect_score_is_not_certain() -> None:
-    assert interval(torch.ones(50)) == pytest.approx(wilson(1.0, 50))
+    critical = student_quantile(49)
+    assert interval(torch.ones(50)) == pytest.approx(wilson(1.0, 50, critical=critical))
     assert class_mean_interval(torch.ones(50), torch.arange(50) % 5) == pytest.approx(
         wilson(1.0, 50)
     )
     grouped = interval(torch.ones(50), torch.arange(50) // 5)
     assert grouped.high == 1.0
     assert grouped.low < wilson(1.0, 10).low
+
+
+@pytest.mark.parametrize("n", [50, 100, 500])
+def test_the_interval_of_a_proportion_covers(n: int) -> None:
+    ends = [interval((torch.arange(n) < hits).double()) for hits in range(n + 1)]
+    low, high = (torch.tensor(side).double() for side in zip(*ends, strict=True))
+    truths = torch.linspace(0.02, 0.98, 193).double().unsqueeze(1)
+    chances = torch.tensor(stats.binom.pmf(range(n + 1), n, truths.numpy()))
+    held = (chances * ((low <= truths) & (truths <= high))).sum(dim=1)
+    assert 0.94 <= float(held.mean()) <= 0.96
+    assert float(held.min()) >= 0.92
 
 
 def coverage(truth: float, draw: Callable[[torch.Generator], Interval]) -> float:
@@ -117,6 +139,32 @@ def test_the_interval_of_grouped_values_covers(statistic: Callable[..., Interval
         return statistic(values.flatten(), torch.arange(200) // 4)
 
     assert 0.93 < coverage(3.0, draw) < 0.975
+
+
+def test_the_interval_of_skewed_means_covers() -> None:
+    def draw(generator: torch.Generator) -> Interval:
+        return mean_interval(torch.randn(200, generator=generator).mul(1.3).exp(), bounds=(0, 1e9))
+
+    assert 0.92 < coverage(math.exp(1.3**2 / 2), draw) < 0.975
+
+
+def test_the_interval_of_a_mean_is_students_where_nothing_is_skewed() -> None:
+    values = torch.randn(30)
+    values = torch.cat([values, -values]) + 2
+    expected = stats.t.interval(0.95, 59, values.mean(), stats.sem(values))
+    assert mean_interval(values) == pytest.approx(expected)
+    skewed = values.exp()
+    found, mean = mean_interval(skewed), float(skewed.mean())
+    assert found.high - mean > mean - found.low
+    turned = mean_interval(-skewed)
+    assert turned == pytest.approx((-found.high, -found.low))
+
+
+def test_the_interval_of_any_spread_is_wilsons_for_a_proportion() -> None:
+    found = spread_interval(0.3, 0.3 * 0.7 / 80, 80)
+    assert found == pytest.approx(wilson(0.3, 80, critical=student_quantile(79)))
+    assert spread_interval(0.3, 0.1, 1) == (0.0, 1.0)
+    assert spread_interval(0.3, 0.0, 80).low < 0.3
 
 
 def test_the_median_of_plain_rows_has_the_order_statistics_of_the_binomial() -> None:
