@@ -163,14 +163,25 @@ class CLIPModule(L.LightningModule):
 
     @torch.no_grad()
     def embed_texts(self, texts: Sequence[str], *, batch_size: int = 256) -> Tensor:
-        """Embed texts to (N, D) of unit norm, on the CPU, batching and tokenising included."""
+        """Embed texts to (N, D) of unit norm, on the CPU, batching and tokenising included.
+
+        Texts of like length share a batch, the longest first, so that little of it is padding.
+        """
         if isinstance(texts, str):  # a sequence of letters otherwise
             texts = [texts]
-        blocks = [self.scale.new_zeros(0, self.embed_dim).cpu()]
-        for start in range(0, len(texts), batch_size):
-            tokens = self.tokenizer(list(texts[start : start + batch_size]))
-            blocks.append(self.encode_text(tokens.to(self.device)).cpu())
-        return torch.cat(blocks)
+        tokens = self.tokenizer(list(texts))  # (N, L)
+        # Where the padding id is the end token's, one of the closing run is an end token.
+        contract = self.tokenizer.contract
+        padding = (tokens == contract.pad_id).flip(1).int().cumprod(dim=1).sum(dim=1)
+        lengths = tokens.shape[1] - padding + int(contract.pad_id == contract.end_id)
+        dtype = torch.promote_types(self.scale.dtype, torch.float32)
+        embeddings = torch.zeros(len(tokens), self.embed_dim, dtype=dtype)
+        for rows in torch.split(lengths.argsort(descending=True, stable=True), batch_size):
+            if len(rows):
+                # A tower that attends to its padding gets it back in encode_text.
+                batch = tokens[rows, : lengths[rows[0]]]
+                embeddings[rows] = self.encode_text(batch.to(self.device)).to(embeddings)
+        return embeddings
 
     def _pixels(self, image: Image.Image | str | bytes) -> Tensor:
         encoder = self.image_encoder

@@ -1,0 +1,116 @@
+"""What a benchmark knows of a model: two verbs, and digests of all that decides its embeddings."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import textwrap
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+IMAGES_AT_ONCE = 64
+TEXTS_AT_ONCE = 256
+
+
+@runtime_checkable
+class EmbeddingModel(Protocol):
+    """Pictures and texts to rows of one space, in their order; norms are the caller's affair."""
+
+    def embed_images(self, images: Sequence[Image.Image]) -> Tensor:
+        """Return float32 (N, D) on the CPU, one row a picture (RGB)."""
+
+    def embed_texts(self, texts: Sequence[str]) -> Tensor:
+        """Return float32 (N, D) on the CPU, one row a text."""
+
+
+@dataclass(frozen=True)
+class OpenedModel:
+    """A model ready to embed, and what tells it from every other.
+
+    Attributes:
+        model: the two verbs.
+        spec: what the user typed.
+        name: the same, short enough for a table.
+        scale: the learnt factor of the cosines; None where the model has none.
+        weights: sha256 of the names and bytes of the state dict; for an object that is no module,
+            of its embeddings of two drawn pictures and two texts.
+        tokenizer: digest of what is done to a text before the tower; None where it is not known.
+        preprocess: digest of what is done to a picture before the tower; None likewise.
+        embed_dim: the width D of the joint space.
+    """
+
+    model: EmbeddingModel
+    spec: str
+    name: str
+    scale: float | None
+    weights: str
+    tokenizer: str | None
+    preprocess: str | None
+    embed_dim: int
+
+
+def choose_device(device: str | None) -> torch.device:
+    """Return the device named, by default the GPU where there is one."""
+    return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+def digest_of_weights(module: nn.Module) -> str:
+    """The sha256 of every name, type, shape and byte of a state dict, wherever its tensors lie."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        if not isinstance(tensor, Tensor):  # what a module's get_extra_state gives
+            continue
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        values = tensor.detach().cpu().contiguous().reshape(-1)
+        digest.update(values.view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def digest_of(values: dict[str, Any]) -> str:
+    """The sha256 of plain values; the order in which they are named does not matter."""
+    text = json.dumps(values, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+@torch.no_grad()
+def embed_by_length(
+    lengths: Tensor, encode: Callable[[Tensor, int], Tensor], embed_dim: int
+) -> Tensor:
+    """Embed texts of like length together, the longest first, and return them in their order.
+
+    Args:
+        lengths: (N,) how many tokens of each text its embedding depends on.
+        encode: the rows (B,) of a batch and the longest length among them, to (B, D).
+        embed_dim: D.
+    """
+    embeddings = torch.empty(len(lengths), embed_dim)
+    for rows in torch.split(lengths.argsort(descending=True, stable=True), TEXTS_AT_ONCE):
+        if len(rows):
+            embeddings[rows] = encode(rows, int(lengths[rows[0]])).float().cpu()
+    return embeddings
+
+
+@torch.no_grad()
+def embed_pictures(
+    images: Sequence[Image.Image],
+    preprocess: Callable[[Sequence[Image.Image]], Tensor],
+    encode: Callable[[Tensor], Tensor],
+    embed_dim: int,
+) -> Tensor:
+    """Prepare and embed pictures batch by batch."""
+    embeddings = torch.empty(len(images), embed_dim)
+    for start in range(0, len(images), IMAGES_AT_ONCE):
+        batch = slice(start, start + IMAGES_AT_ONCE)
+        embeddings[batch] = encode(preprocess(images[batch])).float().cpu()
+    return embeddings
+
+
+def first_line(error: BaseException) -> str:
+    """What a library's exception says first, short enough to stand in a sentence."""
+    line = str(error).strip().partition("\n")[0] or type(error).__name__
+    return textwrap.shorten(line, 240, placeholder=" ...")
