@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from clipkit.data.images import decode_image, naming_broken, resize_for_eval, to_uint8
-from clipkit.distributed import gather_ragged, rank, world_size
+from clipkit.distributed import any_rank, gather_ragged, rank, world_size
+from clipkit.errors import UserError
 from clipkit.suite.eval_data import EvalData
 
 if TYPE_CHECKING:
@@ -48,10 +49,16 @@ def embed_data(module: CLIPModule, data: EvalData, rows: Rows) -> Tensor:
 
 @torch.no_grad()
 def _embed(module: CLIPModule, pictures: tuple[object, ...], rows: Rows) -> Tensor:
-    mine = [
-        module.encode_image(pixels.to(module.device))
-        for pixels in _batches_of_pixels(module, pictures, rows)
-    ]
+    mine: list[Tensor] = []
+    broken: UserError | None = None
+    try:
+        for pixels in _batches_of_pixels(module, pictures, rows):
+            mine.append(module.encode_image(pixels.to(module.device)))
+    except UserError as error:
+        broken = error
+    # All ranks stop at one's broken picture: those that went on would wait for it for ever.
+    if any_rank(broken is not None, module.device):
+        raise broken or UserError("another rank could not read its pictures")
     empty = module.scale.detach().new_zeros(0, module.embed_dim)
     gathered = gather_ragged(torch.cat([empty, *mine]))
     # Rank r embedded rows r, r + W, ...: put them back in order.

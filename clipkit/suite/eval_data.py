@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -11,7 +11,6 @@ from clipkit.errors import UserError
 from clipkit.evaluation.prompts import readable
 
 if TYPE_CHECKING:
-    from clipkit.data.pairs import PairDataModule
     from clipkit.data.rows import Rows
 
 
@@ -31,6 +30,7 @@ class EvalData:
             set says.
         class_name_column: a text column whose value names each row's class better than the label.
         templates: prompts with ``{}`` for the name: a list, one, or a named set such as ``photo``.
+        prompts: written-out prompts of every class by its name, instead of templates.
         limit: evaluate the first so many rows only.
     """
 
@@ -43,7 +43,12 @@ class EvalData:
     class_names: list[str] | None = None
     class_name_column: str | None = None
     templates: str | list[str] = field(default="photo")
+    prompts: dict[str, list[str]] | None = None
     limit: int | None = None
+
+    def of_split(self, split: str) -> EvalData:
+        """Return the same for another split."""
+        return replace(self, split=split)
 
     def __post_init__(self) -> None:
         if self.limit is not None and self.limit < 1:
@@ -56,27 +61,6 @@ class Classes:
 
     labels: np.ndarray  # (N,) int64
     names: list[str]  # C
-
-
-def open_rows(data: EvalData, training: PairDataModule | None) -> Rows:
-    """Return the rows of an evaluation set; ``training`` is the run's own data module."""
-    if data.path is None:
-        if training is None:
-            raise UserError("EvalData.path: needed where there is no data module")
-        rows = training.evaluation_rows(
-            data.split, image_column=data.image_column, caption_column=data.caption_column
-        )
-    else:
-        from clipkit.data.layouts import open_layout
-
-        rows = open_layout(
-            data.path,
-            image_column=data.image_column,
-            caption_column=data.caption_column,
-            captions_required=False,
-            option="EvalData.path",
-        ).split(data.split)
-    return rows if data.limit is None else rows[: data.limit]
 
 
 def open_classes(data: EvalData, rows: Rows) -> Classes:

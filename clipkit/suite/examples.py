@@ -1,0 +1,70 @@
+"""A few samples, right and wrong, with their pictures: for the report that people look at."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from torch import Tensor
+
+from clipkit.data.images import decode_image
+
+if TYPE_CHECKING:
+    from clipkit.data.rows import Rows
+
+EACH = 8
+"""How many right ones and how many wrong ones are kept."""
+
+_SIDE = 112
+
+
+class Example(NamedTuple):
+    """One sample that somebody may look at."""
+
+    row: int
+    right: bool
+    truth: str
+    found: str
+
+
+def choose(
+    right: Tensor, truth: Callable[[int], str], found: Callable[[int], str]
+) -> list[Example]:
+    """Choose samples spread over the data set.
+
+    Args:
+        right: (N,) bool, whether a sample was answered rightly
+        truth: the right answer for a row
+        found: what the model answered.
+    """
+    chosen = []
+    for wanted in (True, False):
+        rows: Sequence[int] = (right == wanted).nonzero().flatten().tolist()
+        step = max(1, len(rows) // EACH)
+        chosen += [Example(row, wanted, truth(row), found(row)) for row in rows[::step][:EACH]]
+    return chosen
+
+
+def write_examples(path: Path, examples: Sequence[Example], rows: Rows) -> None:
+    """Write samples as JSON, with thumbnails inside."""
+    written = [
+        {**example._asdict(), "query": None, "image": _thumbnail(rows, example.row)}
+        for example in examples
+    ]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}.unfinished")
+    unfinished.write_text(json.dumps(written, ensure_ascii=False), encoding="utf-8")
+    os.replace(unfinished, path)
+
+
+def _thumbnail(rows: Rows, row: int) -> str:
+    picture = decode_image(rows.image(row))
+    picture.thumbnail((_SIDE, _SIDE))
+    stream = io.BytesIO()
+    picture.save(stream, "jpeg", quality=80)
+    return "data:image/jpeg;base64," + base64.b64encode(stream.getvalue()).decode()

@@ -1,0 +1,99 @@
+"""What an evaluation found, sample by sample, and the file that two runs are paired by."""
+
+from __future__ import annotations
+
+import json
+import os
+from hashlib import blake2b
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from torch import Tensor
+
+from clipkit.evaluation.metric import Metric
+
+if TYPE_CHECKING:
+    from clipkit.data.rows import Rows
+    from clipkit.suite.examples import Example
+
+SCHEMA = 1
+
+
+class Outcome(NamedTuple):
+    """One metric sample by sample; the metric is the mean of its outcomes."""
+
+    metric: str
+    row: Tensor  # (N,) int64
+    group: Tensor  # (N,) int64, rows of one group are not independent
+    outcome: Tensor  # (N,) float64
+    label: Tensor | None = None  # (N,) int64, the right class
+    predicted: Tensor | None = None  # (N,) int64, the class that scored highest
+
+
+class Measured(NamedTuple):
+    """What an evaluation found on one data set."""
+
+    metrics: dict[str, Metric]
+    outcomes: list[Outcome]
+    class_names: list[str] | None = None
+    examples: list[Example] | None = None
+
+
+def data_digest(rows: Rows) -> str:
+    """Return a digest of the rows' keys and captions: equal where the same samples are scored."""
+    digest = blake2b(digest_size=16)
+    for key, captions in zip(rows.keys(), rows.all_captions(), strict=True):
+        digest.update(repr((key, captions)).encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()
+
+
+def write_outcomes(
+    path: Path, measured: Measured, *, task: str, set_name: str, data: str, step: int | None = None
+) -> None:
+    """Write the outcomes as parquet, whole or not at all.
+
+    Args:
+        path: the file.
+        measured: what was found.
+        task: kind of the evaluation, as in metric names.
+        set_name: name of the data set, as in metric names.
+        data: digest of the rows that were scored.
+        step: optimiser steps of the weights that were scored, where a run knows.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    tables = [
+        pa.table(
+            {
+                "metric": pa.array([one.metric] * len(one.row), pa.string()),
+                "row": one.row.numpy(),
+                "group": one.group.numpy(),
+                "outcome": one.outcome.double().numpy(),
+                "label": _column(one.label, len(one.row)),
+                "predicted": _column(one.predicted, len(one.row)),
+            }
+        )
+        for one in measured.outcomes
+    ]
+    if not tables:
+        return
+    about = {
+        "schema": SCHEMA,
+        "task": task,
+        "set": set_name,
+        "data": data,
+        "step": step,
+        "class_names": measured.class_names,
+    }
+    table = pa.concat_tables(tables).replace_schema_metadata({"clipkit": json.dumps(about)})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}.unfinished")
+    pq.write_table(table, unfinished)
+    os.replace(unfinished, path)
+
+
+def _column(values: Tensor | None, length: int) -> object:
+    import pyarrow as pa
+
+    return pa.nulls(length, pa.int64()) if values is None else values.numpy()

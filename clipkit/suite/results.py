@@ -1,0 +1,108 @@
+"""Result files: what was measured, on what, with what; strict JSON that says so by itself."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from hashlib import sha256
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from clipkit.errors import UserError
+from clipkit.evaluation.metric import Metric
+from clipkit.tracking.config import commit, device_name, versions
+
+if TYPE_CHECKING:
+    from clipkit.interop import OpenedModel
+
+SCHEMA = 1
+KIND = "clipkit-benchmark"
+
+
+def new(opened: OpenedModel, *, suite: str, settings: dict[str, Any]) -> dict[str, Any]:
+    """Return a result file without tasks yet."""
+    return {
+        "schema": SCHEMA,
+        "kind": KIND,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "model": {
+            "spec": opened.spec,
+            "name": opened.name,
+            "weights": opened.weights,
+            "tokenizer": opened.tokenizer,
+            "preprocess": opened.preprocess,
+            "embed_dim": opened.embed_dim,
+            "dtype": "float32",
+            "scale": opened.scale,
+        },
+        "suite": suite,
+        "settings": settings,
+        "environment": {
+            **{name.removeprefix("version."): value for name, value in versions().items()},
+            "device": device_name(),
+            "commit": commit(),
+        },
+        "tasks": [],
+        "failed": [],
+    }
+
+
+def as_json(metrics: dict[str, Metric]) -> dict[str, dict[str, float | int | None]]:
+    """Return metrics as a result file keeps them."""
+    return {
+        name: {
+            "value": _finite(metric.value),
+            "low": None if metric.interval is None else _finite(metric.interval.low),
+            "high": None if metric.interval is None else _finite(metric.interval.high),
+            "n": metric.n,
+            "chance": metric.chance,
+            "normalised": metric.normalised,
+        }
+        for name, metric in metrics.items()
+    }
+
+
+def digest(items: Iterable[str] | None) -> str | None:
+    """Return a short digest of a list of texts, in its order."""
+    if items is None:
+        return None
+    return sha256(json.dumps(list(items)).encode()).hexdigest()[:32]
+
+
+def write(path: Path, result: dict[str, Any]) -> None:
+    """Write a result file, whole or not at all."""
+    text = json.dumps(result, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+    unfinished = path.with_name(f".{path.name}.unfinished")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished.write_text(text, encoding="utf-8")
+        os.replace(unfinished, path)
+    except OSError as error:
+        raise UserError(f"--output {path}: cannot be written ({error.strerror})") from error
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Read a result file of this schema."""
+    try:
+        result = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read as a result file ({error})") from error
+    if not isinstance(result, dict) or result.get("kind") != KIND:
+        raise UserError(f"{path}: no result file of clipkit benchmark")
+    if result.get("schema") != SCHEMA:
+        raise UserError(
+            f"{path}: schema {result.get('schema')!r}, this version writes {SCHEMA}; measure anew"
+        )
+    return result
+
+
+def outcomes_file(output: Path, task: str, set_name: str) -> Path:
+    """Return where the outcomes of a task lie."""
+    return output.with_name(f"{output.stem}.outcomes") / f"{task}-{set_name}.parquet"
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None

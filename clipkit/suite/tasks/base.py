@@ -1,0 +1,44 @@
+"""What every kind of evaluation is: rows and an embedder in, numbers and outcomes out."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+from clipkit.suite.embedder import Embedder
+from clipkit.suite.opening import Opened
+from clipkit.suite.outcomes import Measured
+
+
+class Task(ABC):
+    """One kind of evaluation.
+
+    Attributes:
+        kind: first part of its metrics' names.
+        measures: the metrics that are logged during training, the main one first.
+    """
+
+    kind: str
+    measures: tuple[str, ...]
+
+    def arrange(self, opened: Opened) -> Opened:
+        """Return the rows as this evaluation counts them."""
+        return opened
+
+    def check(self, opened: Opened) -> None:
+        """Refuse a data set that lacks what the evaluation needs."""
+        self.texts(opened)
+
+    def texts(self, opened: Opened) -> list[str]:
+        """Return the texts it will ask for: those of all tasks are embedded together."""
+        return []
+
+    @abstractmethod
+    def measure(
+        self,
+        embedder: Embedder,
+        test: Opened,
+        *,
+        train: Opened | None = None,
+        validation: Opened | None = None,
+    ) -> Measured:
+        """Evaluate on the test rows."""

@@ -1,0 +1,142 @@
+"""What the image side alone has learned: linear and few-shot probes, nearest neighbours."""
+
+from __future__ import annotations
+
+import torch
+
+from clipkit.errors import UserError
+from clipkit.evaluation.classification import ClassificationOutcomes
+from clipkit.evaluation.knn import classify_by_neighbours, knn_metrics
+from clipkit.evaluation.metric import Metric
+from clipkit.evaluation.probes import (
+    Labelled,
+    few_shot_metrics,
+    few_shot_probe,
+    linear_probe,
+    probe_metrics,
+)
+from clipkit.suite.embedder import Embedder
+from clipkit.suite.eval_data import open_classes
+from clipkit.suite.opening import Opened
+from clipkit.suite.outcomes import Measured, Outcome
+from clipkit.suite.tasks.base import Task
+
+
+class LinearProbe(Task):
+    """Logistic regression on the image embeddings, its penalty chosen on validation pictures."""
+
+    kind = "probe"
+    measures = ("top1", "mean_class_top1")
+
+    def check(self, opened: Opened) -> None:
+        open_classes(opened.data, opened.rows)
+
+    def measure(
+        self,
+        embedder: Embedder,
+        test: Opened,
+        *,
+        train: Opened | None = None,
+        validation: Opened | None = None,
+    ) -> Measured:
+        splits, names = _labelled(embedder, test, train, validation)
+        found = linear_probe(
+            splits["train"], splits.get("validation"), splits["test"], num_classes=len(names)
+        )
+        return _classified(probe_metrics(found), found.test, names)
+
+
+class FewShotProbe(Task):
+    """The probe on a few pictures a class, drawn anew by every seed.
+
+    Args:
+        shots: pictures a class.
+        seeds: how many draws.
+    """
+
+    kind = "fewshot"
+    measures = ("top1",)
+
+    def __init__(self, *, shots: int = 4, seeds: int = 5) -> None:
+        self.shots = shots
+        self.seeds = seeds
+
+    def check(self, opened: Opened) -> None:
+        open_classes(opened.data, opened.rows)
+
+    def measure(
+        self,
+        embedder: Embedder,
+        test: Opened,
+        *,
+        train: Opened | None = None,
+        validation: Opened | None = None,
+    ) -> Measured:
+        splits, names = _labelled(embedder, test, train, validation)
+        found = few_shot_probe(
+            splits["train"],
+            splits["test"],
+            num_classes=len(names),
+            shots=self.shots,
+            seeds=range(self.seeds),
+        )
+        numbers = torch.arange(len(test.rows))
+        outcomes = [Outcome("top1", numbers, numbers, found.top1)]
+        return Measured(few_shot_metrics(found), outcomes, names)
+
+
+class NearestNeighbours(Task):
+    """The vote of the nearest training pictures.
+
+    Args:
+        k: how many vote.
+    """
+
+    kind = "knn"
+    measures = ("top1", "mean_class_top1")
+
+    def __init__(self, *, k: int = 20) -> None:
+        self.k = k
+
+    def check(self, opened: Opened) -> None:
+        open_classes(opened.data, opened.rows)
+
+    def measure(
+        self,
+        embedder: Embedder,
+        test: Opened,
+        *,
+        train: Opened | None = None,
+        validation: Opened | None = None,
+    ) -> Measured:
+        splits, names = _labelled(embedder, test, train, validation)
+        found = classify_by_neighbours(
+            *splits["train"], *splits["test"], num_classes=len(names), k=self.k
+        )
+        return _classified(knn_metrics(found), found, names)
+
+
+def _labelled(
+    embedder: Embedder, test: Opened, train: Opened | None, validation: Opened | None
+) -> tuple[dict[str, Labelled], list[str]]:
+    """Return embeddings and classes of the splits that there are, and the names of the classes."""
+    if train is None:
+        raise UserError("a probe needs training pictures; name them under train")
+    splits, names = dict[str, Labelled](), list[str]()
+    for name, split in {"train": train, "validation": validation, "test": test}.items():
+        if split is None:
+            continue
+        classes = open_classes(split.data, split.rows)
+        if len(classes.names) > len(names):
+            names = classes.names
+        images = embedder.images(split.data, split.rows)
+        splits[name] = Labelled(images, torch.from_numpy(classes.labels))
+    return splits, names
+
+
+def _classified(
+    metrics: dict[str, Metric], found: ClassificationOutcomes, names: list[str]
+) -> Measured:
+    numbers = torch.arange(len(found.labels))
+    outcome = Outcome("top1", numbers, numbers, found.top1, found.labels, found.predicted)
+    return Measured(metrics, [outcome], names)

@@ -1,0 +1,202 @@
+"""A model on a suite: every task, chance for a constant model, resuming, and what fails."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from clipkit.evaluation.metric import Metric
+from clipkit.interop import OpenedModel
+from clipkit.suite import results
+from clipkit.suite.benchmark import benchmark
+from clipkit.suite.command import table
+from clipkit.suite.suite_file import read_suite
+
+SUITE = """\
+tasks:
+  - {task: zeroshot, set: shapes, data: &shapes {path: shapes, split: test, limit: 60}}
+  - {task: retrieval, set: shapes, data: *shapes}
+  - {task: sugarcrepe, set: shapes, data: {path: shapes, split: test, caption_column: "*caption", limit: 60}}
+  - {task: zeroshot, set: digits, data: &digits {path: digits, split: test, limit: 80}}
+  - {task: probe, set: digits, data: *digits, train: {split: train, limit: 150}, validation: {split: validation, limit: 80}}
+  - {task: fewshot, set: digits, data: *digits, train: {split: train}, shots: 2, seeds: 3}
+  - {task: knn, set: digits, data: *digits, train: {split: train, limit: 150}, k: 5}
+"""  # noqa: E501
+
+
+class Constant:
+    """Everything is alike to it."""
+
+    def __init__(self):
+        self.pictures = 0
+        self.texts = []
+
+    def embed_images(self, images):
+        self.pictures += len(images)
+        return torch.ones(len(images), 8)
+
+    def embed_texts(self, texts):
+        self.texts += texts
+        return torch.ones(len(texts), 8)
+
+
+class Pixels(Constant):
+    """Sees a picture as sixteen pixels of each colour; a text as the lengths of its words."""
+
+    def embed_images(self, images):
+        self.pictures += len(images)
+        small = [np.array(image.resize((4, 4)), np.float32).ravel() for image in images]
+        return torch.from_numpy(np.stack(small)) - 128
+
+    def embed_texts(self, texts):
+        self.texts += texts
+        seeds = (len(text) * 7 + ord(text[-2]) for text in texts)
+        made = [torch.randn(48, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+        return torch.stack(made)
+
+
+def opened(model, *, scale=None, weights="w"):
+    return OpenedModel(
+        model=model, spec="my_code:build", name="own", scale=scale, weights=weights,
+        tokenizer=None, preprocess=None, embed_dim=8,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def suite(tmp_path):
+    (tmp_path / "suite.yaml").write_text(SUITE)
+    return read_suite(tmp_path / "suite.yaml")
+
+
+def test_a_constant_model_scores_chance_in_every_task(suite):
+    result = benchmark(opened(Constant(), scale=10.0), suite)
+    assert not result["failed"]
+    assert len(result["tasks"]) == 7
+    for entry in result["tasks"]:
+        for name, metric in entry["metrics"].items():
+            if metric["chance"] is not None:
+                assert metric["value"] == pytest.approx(metric["chance"], abs=1e-9), (entry, name)
+                assert metric["normalised"] in (None, pytest.approx(0.0, abs=1e-9))
+
+
+def test_pictures_and_texts_are_embedded_once(suite):
+    model = Pixels()
+    benchmark(opened(model), suite)
+    assert len(model.texts) == len(set(model.texts))
+    # shapes 60, digits test 80, train 150 and 600, validation 80: each once for all tasks.
+    assert model.pictures == 60 + 80 + 150 + 600 + 80
+
+
+def test_the_file_says_what_was_measured(suite, tmp_path):
+    path = tmp_path / "own.json"
+    result = benchmark(opened(Pixels(), scale=20.0), suite, output=path)
+    kept = json.loads(path.read_text(), parse_constant=pytest.fail)
+    assert kept == result
+    assert kept["schema"] == 1
+    assert kept["model"]["weights"] == "w"
+    shapes = kept["tasks"][0]
+    assert (shapes["data"]["id"], shapes["data"]["split"], shapes["data"]["n"]) == (
+        "shapes", "test", 60,
+    )  # fmt: skip
+    assert shapes["data"]["classes"] == 80
+    assert "ece" in shapes["metrics"]
+    for entry in kept["tasks"]:
+        outcomes = pq.read_table(tmp_path / entry["outcomes"]).to_pandas()
+        about = json.loads(pq.read_schema(tmp_path / entry["outcomes"]).metadata[b"clipkit"])
+        assert about["data"] == entry["data"]["digest"]
+        main = outcomes[outcomes.metric == entry["main_metric"]]
+        assert main.outcome.mean() == pytest.approx(
+            entry["metrics"][entry["main_metric"]]["value"], abs=1e-9
+        )
+    assert "zeroshot" in table(result)
+
+
+def test_resume_skips_what_is_done_for_the_same_model_and_settings_only(suite, tmp_path):
+    path = tmp_path / "own.json"
+    first = benchmark(opened(Pixels()), suite, output=path)
+    again = Pixels()
+    second = benchmark(opened(again), suite, output=path, resume=True)
+    assert again.pictures == 0
+    assert second["tasks"] == first["tasks"]
+    other = Pixels()
+    benchmark(opened(other, weights="others"), suite, output=path, resume=True)
+    assert other.pictures > 0
+    limited = Pixels()
+    benchmark(opened(limited, weights="others"), suite, output=path, resume=True, limit=30)
+    assert limited.pictures > 0
+    fewer = (tmp_path / "suite.yaml").read_text().replace("k: 5", "k: 7")
+    (tmp_path / "suite.yaml").write_text(fewer)
+    partly = Pixels()
+    changed = read_suite(tmp_path / "suite.yaml")
+    benchmark(opened(partly, weights="others"), changed, output=path, resume=True, limit=30)
+    assert partly.pictures == 30 + 150  # what kNN needs
+
+
+def test_what_fails_is_said_and_does_not_end_the_rest(tmp_path, caplog):
+    class Fails(Constant):
+        def embed_texts(self, texts):
+            raise RuntimeError("no words today")
+
+    (tmp_path / "suite.yaml").write_text(SUITE)
+    result = benchmark(opened(Fails()), read_suite(tmp_path / "suite.yaml"))
+    assert {entry["task"] for entry in result["tasks"]} == {"probe", "fewshot", "knn"}
+    assert {(f["task"], f["set"]) for f in result["failed"]} >= {("zeroshot", "shapes")}
+    assert "no words today" in caplog.text
+    assert "failed" in table(result)
+
+
+def test_a_model_that_gives_the_wrong_shape_is_named(suite):
+    class Short(Constant):
+        def embed_images(self, images):
+            return torch.ones(1, 8)
+
+    result = benchmark(opened(Short()), suite)
+    assert "embed_images gave (1, 8) for 60 inputs" in result["failed"][0]["error"]
+
+
+def test_not_a_number_is_refused(suite):
+    class Nan(Constant):
+        def embed_images(self, images):
+            return torch.full((len(images), 8), torch.nan)
+
+    result = benchmark(opened(Nan()), suite)
+    assert len(result["failed"]) == 7
+    assert "not finite" in result["failed"][0]["error"]
+
+
+def test_strict_json_has_no_infinity():
+    as_json = results.as_json({"rank": Metric(float("inf"), None, 1, None)})
+    assert as_json["rank"]["value"] is None
+
+
+def test_the_command(workdir, command, capsys):
+    (workdir / "my_code.py").write_text(
+        "import torch\n\n\nclass Model:\n"
+        "    def embed_images(self, images): return torch.randn(len(images), 8)\n"
+        "    def embed_texts(self, texts): return torch.randn(len(texts), 8)\n\n\n"
+        "def build(): return Model()\n"
+    )
+    (workdir / "suite.yaml").write_text("tasks:\n" + SUITE.splitlines()[1] + "\n")
+    words = ["benchmark", "my_code:build", "--suite", "suite.yaml", "--output", "own.json"]
+    assert command(*words) == 0
+    out = capsys.readouterr().out
+    assert "zeroshot" in out
+    assert "own.json" in out
+    assert command("compare", "own.json", "own.json") in (0, 2)
+    capsys.readouterr()
+    for wrong, part in (
+        (["benchmark"], "X is missing"),
+        (["benchmark", "my_code:build", "--suite", "offlin"], "did you mean offline"),
+        (["benchmark", "my_code:bild"], "build"),
+        ([*words, "--limit", "0"], "--limit: 0"),
+    ):
+        assert command(*wrong) == 2
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1
+        assert part in error
+    assert command("benchmark", "--list") == 0
+    assert "vtab+" in capsys.readouterr().out
+    assert Path("own.outcomes/zeroshot-shapes.parquet").is_file()
