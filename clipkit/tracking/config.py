@@ -6,6 +6,7 @@ import platform
 import subprocess
 from collections.abc import Iterator
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 REPORTED = ("clipkit", "torch", "lightning", "timm", "tokenizers", "datasets", "mlflow")
@@ -56,3 +57,17 @@ def commit() -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return described.stdout.strip() or None
+
+
+def device_name() -> str:
+    """Return the name of the GPU, else of the processor."""
+    import torch
+
+    if torch.cuda.is_available():
+        return str(torch.cuda.get_device_name())
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        for line in info.read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

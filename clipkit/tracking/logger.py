@@ -47,7 +47,7 @@ class MLflowLogger(MLFlowLogger):
     ) -> None:
         # Read here and not in a default, which Python would fix when the module is imported.
         uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI
-        _refuse_unreachable(uri)
+        refuse_unreachable(uri)
         for noisy in ("alembic", "mlflow.store.db.utils", "mlflow.tracking.fluent"):
             logging.getLogger(noisy).setLevel(logging.WARNING)
         # Lightning announces "Experiment not found. Creating it." as a warning.
@@ -92,9 +92,9 @@ class MLflowLogger(MLFlowLogger):
         self._named = True
 
     @rank_zero_only
-    def keep(self, file: Path) -> None:
-        """Store a file with the run."""
-        self.experiment.log_artifact(self.run_id, str(file))
+    def keep(self, file: Path, folder: str | None = None) -> None:
+        """Store a file with the run, in a folder of its artifacts."""
+        self.experiment.log_artifact(self.run_id, str(file), folder)
 
     @property
     def where(self) -> str:
@@ -104,8 +104,13 @@ class MLflowLogger(MLFlowLogger):
         return f"mlflow ui --backend-store-uri {self._tracking_uri}"
 
 
-def _refuse_unreachable(uri: str) -> None:
-    """Fail within seconds, where MLflow itself would try for four minutes."""
+def refuse_unreachable(uri: str, option: str = "trainer.logger.tracking_uri") -> None:
+    """Fail within seconds, where MLflow itself would try for four minutes.
+
+    Args:
+        uri: as MLflow takes it.
+        option: where it was given, for the message.
+    """
     instead = f"leave it out for {DEFAULT_URI}"
     if uri == DEFAULT_URI:
         instead = "work in a folder that you may write to, or name a file elsewhere"
@@ -118,8 +123,7 @@ def _refuse_unreachable(uri: str) -> None:
             return  # it answers: a proxy may hide /health, and MLflow will say what it wants
         except (OSError, ValueError) as error:
             raise UserError(
-                f"trainer.logger.tracking_uri: {uri} cannot be reached ({_reason(error)}); "
-                f"{instead}"
+                f"{option}: {uri} cannot be reached ({_reason(error)}); {instead}"
             ) from error
     elif scheme == "sqlite":
         path = Path(uri.removeprefix("sqlite:///"))
@@ -128,12 +132,10 @@ def _refuse_unreachable(uri: str) -> None:
                 connection.execute("PRAGMA user_version")
             connection.close()
         except sqlite3.Error as error:
-            raise UserError(
-                f"trainer.logger.tracking_uri: {uri} cannot be opened ({error}); {instead}"
-            ) from error
+            raise UserError(f"{option}: {uri} cannot be opened ({error}); {instead}") from error
     elif scheme in ("file", uri):
         raise UserError(
-            f"trainer.logger.tracking_uri: {uri} is a file store, which MLflow has given up; "
+            f"{option}: {uri} is a file store, which MLflow has given up; "
             f"use sqlite:///FILE, or {instead}"
         )
 

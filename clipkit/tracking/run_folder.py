@@ -1,7 +1,11 @@
-"""The folder of a run, chosen once by rank zero: config.yaml, metrics.jsonl, checkpoints/."""
+"""The folder of a run, chosen once by rank zero.
+
+config.yaml, metrics.jsonl, checkpoints/, and status.json once it has come to its end.
+"""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +17,8 @@ from clipkit.tracking.config import commit, flatten, versions
 from clipkit.tracking.journal import Journal
 from clipkit.tracking.logger import MLflowLogger
 
+STATUS_FILE = "status.json"
+
 
 class RunFolder(Callback):
     """Chooses ``<root>/<experiment>/<run>`` when fit begins, and tells the loggers of the run.
@@ -22,6 +28,7 @@ class RunFolder(Callback):
         run_name: name of the run; where it is taken, -2, -3 and so on are appended.
         configuration: what built the run.
         config_yaml: the same as the text that is kept.
+        group: tag that runs of one sweep share.
         root: where experiments are kept.
     """
 
@@ -32,12 +39,14 @@ class RunFolder(Callback):
         run_name: str,
         configuration: dict[str, Any],
         config_yaml: str,
+        group: str | None = None,
         root: str = "runs",
     ) -> None:
         self.experiment = experiment
         self.run_name = run_name
         self.configuration = configuration
         self.config_yaml = config_yaml
+        self.group = group
         self.root = Path(root)
         self.path: Path | None = None
 
@@ -60,6 +69,12 @@ class RunFolder(Callback):
                 callback.dirpath = str(self.path / "checkpoints")
         if trainer.is_global_zero:
             self._tell_loggers(trainer)
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        # An interrupted or failed fit does not come here.
+        if self.path is not None and trainer.is_global_zero:
+            status = {"status": "finished", "steps": trainer.global_step}
+            (self.path / STATUS_FILE).write_text(json.dumps(status) + "\n", encoding="utf-8")
 
     def _make(self) -> Path:
         parent = self.root / self.experiment
@@ -92,6 +107,8 @@ class RunFolder(Callback):
             "clipkit.world_size": str(trainer.world_size),
             **{f"clipkit.{name}": value for name, value in versions().items()},
         }
+        if self.group is not None:
+            tags["clipkit.group"] = self.group
         revision = commit()
         if revision:
             tags["mlflow.source.git.commit"] = revision
@@ -110,7 +127,7 @@ class RunFolder(Callback):
                 logger.log_hyperparams(params)
 
 
-def run_folder(trainer: L.Trainer) -> Path | None:
+def folder_of_run(trainer: L.Trainer) -> Path | None:
     """Return the folder of the run, None where there is none (validate, hand-made trainers)."""
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, RunFolder):

@@ -87,7 +87,8 @@ def test_a_taken_name_gets_a_number(fit):
 
 def test_the_configuration_of_a_run_runs_it_again(fit, command):
     assert fit("--trainer.max_epochs=2") == 0
-    assert command("fit", "-c", "runs/tiny/pictures-max_epochs=2/config.yaml", "--run_name=again") == 0
+    config = "runs/tiny/pictures-max_epochs=2/config.yaml"
+    assert command("fit", "-c", config, "--run_name=again") == 0
     losses = [
         [line["train/loss"] for line in journal(f"runs/tiny/{n}") if "train/loss" in line]
         for n in ("pictures-max_epochs=2", "again")

@@ -1,0 +1,184 @@
+"""What a comparison knows of a run, wherever it was recorded."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from clipkit.tracking.config import flatten
+from clipkit.tracking.metric_names import evaluation_of, higher_is_better
+
+Which = Literal["last", "chosen"]
+SEEDS = ("seed_everything", "seed")
+# What names a run or says where it is recorded, and so is no part of its configuration.
+NAMING = ("experiment", "run_name", "group", "trainer.logger", "trainer.default_root_dir")
+_LONGEST = 250  # where MLflow's logger cuts a parameter
+
+
+class Point(NamedTuple):
+    """A metric once logged."""
+
+    step: int
+    seconds: float  # since the run began
+    value: float
+
+
+class Score(NamedTuple):
+    """The value of a run in one metric."""
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+    step: int | None = None
+    n: int | None = None
+    chance: float | None = None
+
+
+class Chooser(NamedTuple):
+    """The metric by which a run chose its checkpoint, and which way is better."""
+
+    monitor: str
+    mode: str
+
+
+class Run(ABC):
+    """One run: its parameters, what it logged last and before, its outcomes sample by sample.
+
+    Attributes:
+        name: what the user calls it.
+        where: experiment, folder or file that it was read from.
+        experiment: its experiment, None where there is none.
+        params: the flat configuration as text; empty where it is unknown.
+        environment: versions, device, commit.
+        status: ``finished``, or what else is known.
+        latest: every metric as it was last logged.
+    """
+
+    name: str
+    where: str
+    experiment: str | None = None
+    status: str = "finished"
+    params: Mapping[str, str]
+    environment: Mapping[str, str]
+    latest: Mapping[str, float]
+
+    @abstractmethod
+    def history(self, metric: str) -> list[Point]:
+        """Return what was logged of a metric, in order."""
+
+    @abstractmethod
+    def outcome_file(self, evaluation: str, which: Which) -> Path | None:
+        """Return the parquet file of an evaluation such as ``zeroshot/digits``."""
+
+    @abstractmethod
+    def outcome_step(self) -> int | None:
+        """Return the step at which the last evaluation was made."""
+
+    def examples_file(self, evaluation: str) -> Path | None:
+        """Return the JSON file of examples of an evaluation."""
+        file = self.outcome_file(evaluation, "last")
+        if file is None:
+            return None
+        stem = file.name.removesuffix(".parquet").removesuffix("-last")
+        beside = file.with_name(f"{stem}-examples.json")
+        return beside if beside.is_file() else None
+
+    def digest(self, evaluation: str) -> str | None:
+        """Return the digest of the data of an evaluation, None where it is unknown."""
+        from clipkit.tracking.outcomes import read_digest
+
+        file = self.outcome_file(evaluation, "last")
+        return None if file is None else read_digest(file)
+
+    # --- The value of a run --------------------------------------------------------------------
+
+    def last(self, metric: str) -> Score | None:
+        """Return the metric as the last evaluation found it."""
+        if metric not in self.latest:
+            return None
+        low, high = (self.latest.get(f"{metric}_{end}") for end in ("low", "high"))
+        return Score(self.latest[metric], low, high)
+
+    def chosen(self, metric: str) -> Score | None:
+        """Return the metric at the step whose checkpoint was chosen."""
+        step = self.chosen_step
+        return None if step is None else self._at(metric, step)
+
+    def best(self, metric: str) -> Score | None:
+        """Return the best value over all evaluations: chosen on what it is measured on."""
+        points = [point for point in self.history(metric) if math.isfinite(point.value)]
+        if not points:
+            return None
+        better = max if higher_is_better(metric) is not False else min
+        return self._at(metric, better(points, key=lambda point: point.value).step)
+
+    @cached_property
+    def chosen_step(self) -> int | None:
+        """The step whose value of the monitored metric was best; None where nothing chose."""
+        if self.chooser is None:
+            return None
+        points = [p for p in self.history(self.chooser.monitor) if math.isfinite(p.value)]
+        if not points:
+            return None
+        better = max if self.chooser.mode == "max" else min
+        return better(points, key=lambda point: point.value).step
+
+    @cached_property
+    def chooser(self) -> Chooser | None:
+        """What the run's checkpoint callback chose by."""
+        for key, value in self.params.items():
+            if key.endswith(".monitor") and value not in ("None", ""):
+                callback = key.removesuffix(".monitor")
+                if self.params.get(callback) == "ModelCheckpoint":
+                    return Chooser(value, self.params.get(f"{callback}.mode", "min"))
+        return None
+
+    @property
+    def chosen_split(self) -> str | None:
+        """The split on which the checkpoint was chosen, in words."""
+        if self.chooser is None:
+            return None
+        monitor = self.chooser.monitor
+        if monitor.startswith("val/"):
+            return f"the validation split, by {monitor}"
+        name = evaluation_of(monitor).partition("/")[2]
+        for key, value in self.params.items():
+            if key.endswith(f".datasets.{name}.split"):
+                return f"{value} of {name}, by {monitor}"
+        return f"what {monitor} is measured on"
+
+    def _at(self, metric: str, step: int) -> Score | None:
+        def value(name: str) -> float | None:
+            found = [point.value for point in self.history(name) if point.step == step]
+            return found[-1] if found else None
+
+        found = value(metric)
+        if found is None:
+            return None
+        return Score(found, value(f"{metric}_low"), value(f"{metric}_high"), step)
+
+    # --- The configuration ---------------------------------------------------------------------
+
+    @property
+    def seed(self) -> str | None:
+        """What the run's random numbers were drawn from."""
+        return self.params.get("seed_everything")
+
+    @cached_property
+    def configuration(self) -> dict[str, str]:
+        """The parameters without the seeds and without what only names the run."""
+        return {key: value for key, value in self.params.items() if not _names_or_seeds(key)}
+
+
+def as_params(configuration: dict[str, Any]) -> dict[str, str]:
+    """Return a configuration as MLflow holds it: flat names and text."""
+    return {key: str(value)[:_LONGEST] for key, value in flatten(configuration).items()}
+
+
+def _names_or_seeds(key: str) -> bool:
+    named = any(key == name or key.startswith(f"{name}.") for name in NAMING)
+    return named or key.rpartition(".")[2] in SEEDS
