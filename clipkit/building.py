@@ -105,6 +105,12 @@ class ClipkitCLI(LightningCLI):
             default=None,
             help="Name of the run. Left out: what differs.",
         )
+        parser.add_argument(
+            "--group",
+            type=str | None,
+            default=None,
+            help="Tag that runs of one sweep share.",
+        )
 
     # --- Words to configuration --------------------------------------------------------------
 
@@ -191,6 +197,7 @@ class ClipkitCLI(LightningCLI):
             RunFolder(
                 experiment=section["experiment"],
                 run_name=section["run_name"],
+                group=section.get("group"),
                 configuration=configuration,
                 config_yaml=yaml.safe_dump(configuration, sort_keys=False, allow_unicode=True),
             ),
@@ -228,14 +235,7 @@ class ClipkitCLI(LightningCLI):
 def run(words: Sequence[str], *, trust: Sequence[str] = ()) -> int:
     """Run one of Lightning's verbs from command-line words."""
     _check_importable(trust)
-    # Lightning's own news (devices it did not find, products it recommends) is not the user's.
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    # Lightning 2.6 calls what jsonargparse 5 will remove; the bound in pyproject.toml says 4.
-    os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
-    for noise in LIBRARY_NOISE:
-        warnings.filterwarnings("ignore", message=noise)
-    warnings.formatwarning = _one_line_warning
+    _quieten_libraries()
     try:
         ClipkitCLI(words, trust=trust)
     except SystemExit as stop:
@@ -246,8 +246,38 @@ def run(words: Sequence[str], *, trust: Sequence[str] = ()) -> int:
     return 0
 
 
+def _quieten_libraries() -> None:
+    # Lightning's own news (devices it did not find, products it recommends) is not the user's.
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    # Lightning 2.6 calls what jsonargparse 5 will remove; the bound in pyproject.toml says 4.
+    os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
+    for noise in LIBRARY_NOISE:
+        warnings.filterwarnings("ignore", message=noise)
+    warnings.formatwarning = _one_line_warning
+
+
 def _one_line_warning(message: Warning | str, *_: Any, **__: Any) -> str:
     return f"warning: {one_line(str(message))}\n"
+
+
+def configuration_of(words: Sequence[str]) -> dict[str, Any]:
+    """Return the record that `clipkit fit` would keep for these words; nothing is built."""
+
+    class ParsedError(Exception):
+        pass
+
+    class OnlyParse(ClipkitCLI):
+        def before_instantiate_classes(self) -> None:
+            raise ParsedError(self._record())
+
+    _quieten_libraries()
+    try:
+        OnlyParse(["fit", *words])
+    except ParsedError as parsed:
+        record: dict[str, Any] = parsed.args[0]
+        return record
+    raise UserError("--print_config and --help belong to clipkit fit")
 
 
 def build_run(

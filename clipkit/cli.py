@@ -18,6 +18,13 @@ usage: clipkit COMMAND [OPTIONS]
   validate   evaluate a checkpoint, which is all it needs
              clipkit validate --ckpt_path runs/quickstart/quickstart/checkpoints/last.ckpt
   test       the same on the test split and the sets kept for the end
+  benchmark  score any model on a suite of data sets, with error bars
+             clipkit benchmark runs/quickstart/quickstart/checkpoints/last.ckpt
+             clipkit benchmark open_clip:ViT-B-32/openai --suite retrieval --output base.json
+  compare    runs side by side: what differs, what they scored, what is significant
+             clipkit compare emoji --html report.html
+  sweep      train every combination of some options
+             clipkit sweep -c base -c emoji --over model.loss=InfoNCELoss,SigLIPLoss --seeds 3
   tokenizer  train a vocabulary on the captions of a data set
              clipkit tokenizer ~/my_pictures --output vocabulary.json
   recipes    list the recipes that -c finds by name
@@ -71,6 +78,24 @@ def _lightning(words: list[str], trust: list[str]) -> int:
     from clipkit.building import run
 
     return run(words, trust=trust)
+
+
+def _sweep(words: list[str], trust: list[str]) -> int:
+    from clipkit.sweep import run
+
+    return run([*words[1:], *(f"--trust={module}" for module in trust)])
+
+
+def _compare(words: list[str], trust: list[str]) -> int:
+    from clipkit.tracking.command import run
+
+    return run(words[1:])
+
+
+def _benchmark(words: list[str], trust: list[str]) -> int:
+    from clipkit.suite.command import run
+
+    return run(words[1:], trust=trust)
 
 
 def _speak() -> None:
@@ -162,6 +187,9 @@ COMMANDS: dict[str, Callable[[list[str], list[str]], int]] = {
     "fit": _lightning,
     "validate": _lightning,
     "test": _lightning,
+    "benchmark": _benchmark,
+    "compare": _compare,
+    "sweep": _sweep,
     "tokenizer": _tokenizer,
     "recipes": _recipes,
 }

@@ -42,6 +42,13 @@ def gather_ragged(rows: Tensor) -> Tensor:
     return torch.cat([block[:count] for block, count in zip(blocks, counts, strict=True)])
 
 
+def any_rank(condition: bool, device: torch.device) -> bool:
+    """Whether the condition holds on any process."""
+    if world_size() == 1:
+        return condition
+    return bool(_all_gather(torch.tensor([condition], device=device)).any())
+
+
 def _all_gather(rows: Tensor) -> Tensor:
     rows = rows.contiguous()
     blocks = [torch.empty_like(rows) for _ in range(world_size())]

@@ -18,6 +18,9 @@ from clipkit.errors import UserError
 
 PUBLIC_PARTS = frozenset(
     {
+        "clipkit.callbacks.EvaluationPictures",
+        "clipkit.callbacks.LinearProbe",
+        "clipkit.callbacks.NearestNeighbours",
         "clipkit.callbacks.ZeroShotClassification",
         "clipkit.callbacks.ZeroShotRetrieval",
         "clipkit.data.Augmentation",
@@ -52,7 +55,7 @@ TRAINER_NUMBERS = ("max_epochs", "max_steps", "min_epochs", "min_steps", "gradie
                    "val_check_interval", "num_sanity_val_steps", "limit_train_batches",
                    "limit_val_batches", "limit_test_batches", "deterministic")  # fmt: skip
 PRECISIONS = ("16-true", "16-mixed", "bf16-true", "bf16-mixed", "32-true", "64-true")
-CALLBACKS = ("clipkit.callbacks.ZeroShotClassification", "clipkit.callbacks.ZeroShotRetrieval")
+CALLBACKS = tuple(sorted(name for name in PUBLIC_PARTS if name.startswith("clipkit.callbacks.")))
 CARRIED = {
     "image_encoder": ("pretrained", "weights", "image_size", "mean", "std", "interpolation",
                       "resize_mode"),

@@ -15,10 +15,12 @@ LAYERS = [
     {"data", "strangers"},
     {"checkpoint"},
     {"module"},
-    {"suite", "tracking"},
+    {"tracking", "interop"},
+    {"suite"},
     {"callbacks"},
     {"parser_errors"},
     {"building"},
+    {"sweep"},
     {"cli"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

@@ -17,7 +17,11 @@ PROMISED = {
         *("HuggingFaceTextEncoder", "ConvNet"),
     ],
     "clipkit.data": ["PairDataModule", "HuggingFacePairs", "ShapesPairs"],
-    "clipkit.callbacks": ["ZeroShotClassification", "ZeroShotRetrieval"],
+    "clipkit.callbacks": [
+        *("ZeroShotClassification", "ZeroShotRetrieval", "LinearProbe", "NearestNeighbours"),
+        "EvaluationPictures",
+    ],
+    "clipkit.interop": ["open_model", "EmbeddingModel"],
     "clipkit.temperature": ["Temperature"],
     "clipkit.tokenizer": ["Tokenizer"],
     "clipkit.module": ["CLIPModule"],
@@ -32,7 +36,9 @@ def test_names(module):
 
 
 def test_commands():
-    assert set(COMMANDS) == {"fit", "validate", "test", "tokenizer", "recipes"}
+    assert set(COMMANDS) == {
+        *("fit", "validate", "test", "benchmark", "compare", "sweep", "tokenizer", "recipes")
+    }
 
 
 def arguments(function):

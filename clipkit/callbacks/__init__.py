@@ -1,5 +1,13 @@
 """Evaluation and measurement inside training."""
 
-from clipkit.callbacks.zero_shot import ZeroShot, ZeroShotClassification, ZeroShotRetrieval
+from clipkit.callbacks.pictures import EvaluationPictures
+from clipkit.callbacks.probes import LinearProbe, NearestNeighbours
+from clipkit.callbacks.zero_shot import ZeroShotClassification, ZeroShotRetrieval
 
-__all__ = ["ZeroShot", "ZeroShotClassification", "ZeroShotRetrieval"]
+__all__ = [
+    "EvaluationPictures",
+    "LinearProbe",
+    "NearestNeighbours",
+    "ZeroShotClassification",
+    "ZeroShotRetrieval",
+]

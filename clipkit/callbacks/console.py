@@ -12,9 +12,9 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, TQDMProgressBar
 
-from clipkit.callbacks.zero_shot import ZeroShot, chosen_checkpoint
+from clipkit.callbacks.evaluation import Evaluation, chosen_checkpoint
 from clipkit.module import CLIPModule
-from clipkit.tracking import MLflowLogger, run_folder
+from clipkit.tracking import MLflowLogger, folder_of_run
 
 log = logging.getLogger(__name__)
 
@@ -113,7 +113,7 @@ def _beginning(trainer: L.Trainer, module: CLIPModule) -> Iterator[str]:
     share = "" if trained > 0.99 * total else f", {trained / 1e6:.1f} M of them trained"
     device = torch.cuda.get_device_name() if module.device.type == "cuda" else "CPU"
     ranks = f", {trainer.world_size} ranks" if trainer.world_size > 1 else ""
-    folder = run_folder(trainer)
+    folder = folder_of_run(trainer)
     if folder is not None:
         yield f"run: {os.path.relpath(folder)}"
     yield (
@@ -125,7 +125,7 @@ def _beginning(trainer: L.Trainer, module: CLIPModule) -> Iterator[str]:
 
 
 def _summary(trainer: L.Trainer, seconds: float) -> Iterator[str]:
-    folder = run_folder(trainer)
+    folder = folder_of_run(trainer)
     if folder is None:
         return
     checkpoint = _checkpoint(trainer)
@@ -153,7 +153,7 @@ def _latest(trainer: L.Trainer, when: str = "epoch") -> dict[str, float]:
     """Return what the zero-shot callbacks measured last at this time."""
     found: dict[str, float] = {}
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if isinstance(callback, ZeroShot):
+        if isinstance(callback, Evaluation):
             found |= callback.latest(when)
     return found
 

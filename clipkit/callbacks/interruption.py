@@ -9,7 +9,7 @@ import lightning as L
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.trainer.states import TrainerFn
 
-from clipkit.tracking import MLflowLogger, run_folder
+from clipkit.tracking import MLflowLogger, folder_of_run
 
 FILE = "interrupted.ckpt"
 
@@ -22,7 +22,7 @@ class SaveOnInterrupt(Callback):
     def on_exception(
         self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
     ) -> None:
-        folder = run_folder(trainer)
+        folder = folder_of_run(trainer)
         begun = trainer.state.fn == TrainerFn.FITTING and trainer.global_step > 0
         if not isinstance(exception, KeyboardInterrupt) or folder is None:
             return

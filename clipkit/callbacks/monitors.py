@@ -7,7 +7,7 @@ from difflib import get_close_matches
 import lightning as L
 from lightning.pytorch.callbacks import Callback
 
-from clipkit.callbacks.zero_shot import ZeroShot
+from clipkit.callbacks.evaluation import Evaluation
 from clipkit.errors import UserError
 from clipkit.module import CLIPModule
 from clipkit.suite import EvalData
@@ -23,7 +23,7 @@ class CheckMonitors(Callback):
         callbacks = trainer.callbacks  # type: ignore[attr-defined]
         evaluated: dict[str, EvalData] = {}
         for callback in callbacks:
-            if isinstance(callback, ZeroShot):
+            if isinstance(callback, Evaluation):
                 evaluated |= callback.metric_names()
         known = {*evaluated, *pl_module.metric_names(), "train/loss"}
         # A user's own callback may log whatever it likes: then nothing can be said here.

@@ -1,8 +1,10 @@
 """When the evaluations run, what they log, and what they keep of every sample."""
 
 import json
+import shutil
 from pathlib import Path
 
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -61,7 +63,57 @@ def test_monitoring_works_also_when_an_epoch_skips_the_evaluation(fit):
     )  # fmt: skip
     assert Path("runs/tiny/run/checkpoints/best.ckpt").is_file()
     chosen = pq.read_schema("runs/tiny/run/outcomes/retrieval-own-chosen.parquet")
-    assert int(chosen.metadata[b"step"]) in (2, 4, 6, 8)
+    assert json.loads(chosen.metadata[b"clipkit"])["step"] in (2, 4, 6, 8)
+
+
+def test_every_n_steps_and_samples(fit):
+    words = [*RETRIEVAL, "--trainer.max_epochs=4"]
+    steps = fit(*words, "--trainer.callbacks.every_n_steps=3", name="a")
+    # The first validation too, for whoever monitors it, and the end.
+    assert points(steps) == [(0, 0), (0, 1), (1, 3), (2, 6), (3, 7)]
+    samples = fit(*words, "--trainer.callbacks.every_n_samples=24", name="b")
+    assert points(samples) == points(steps)
+
+
+def test_a_share_of_the_time(fit):
+    words = ["--trainer.callbacks.every_n_steps=1", "--trainer.max_epochs=4"]
+    lines = fit(*RETRIEVAL, *words, "--trainer.callbacks.max_time_ratio=1e-6")
+    assert points(lines) == [(0, 0), (0, 1), (3, 7)]
+
+
+def test_probes(fit):
+    data = "{digits: {path: digits, split: test, limit: 100}}"
+    lines = fit(
+        "--trainer.callbacks+=LinearProbe", f"--trainer.callbacks.datasets={data}",
+        "--trainer.callbacks+=NearestNeighbours", f"--trainer.callbacks.datasets={data}",
+        "--trainer.callbacks.k=3",
+    )  # fmt: skip
+    for name in ("probe/digits/top1", "knn/digits/top1"):
+        assert points(lines, name) == [(0, 0), (0, 1)]
+
+
+def test_a_set_that_breaks_does_not_end_the_training(fit, pictures, workdir):
+    shutil.copytree(pictures, workdir / "broken")
+    for picture in (workdir / "broken").glob("*.png"):
+        picture.write_bytes(picture.read_bytes()[:100])
+    data = "{broken: {path: broken, split: train}, own: {split: train}}"
+    with pytest.warns(UserWarning, match="retrieval/broken: not evaluated .*is broken"):
+        lines = fit(RETRIEVAL[0], f"--trainer.callbacks.datasets={data}")
+    assert points(lines) == [(0, 0), (0, 1)]
+    assert not any("retrieval/broken/text_to_image_r1" in line for line in lines)
+
+
+def test_outcomes_are_kept_with_the_run_in_mlflow(fit):
+    from mlflow.tracking import MlflowClient
+
+    fit(*RETRIEVAL)
+    mlflow = MlflowClient()
+    (run,) = mlflow.search_runs([mlflow.get_experiment_by_name("tiny").experiment_id])
+    kept = [file.path for file in mlflow.list_artifacts(run.info.run_id, "outcomes")]
+    assert kept == [f"outcomes/retrieval-own-{n}" for n in ("examples.json", "last.parquet")]
+    examples = json.loads(Path("runs/tiny/run/outcomes/retrieval-own-examples.json").read_text())
+    assert 0 < len(examples) <= 16
+    assert all(one["image"].startswith("data:image/jpeg;base64,") for one in examples)
 
 
 def test_an_evaluation_for_the_end_is_made_once_and_only_there(fit):
@@ -96,7 +148,9 @@ def test_values_are_those_of_the_functions_on_the_final_weights(fit):
     outcomes = classify(images, classifier, torch.from_numpy(labels.ids))
     assert logged["zeroshot/own/top1"] == pytest.approx(float(outcomes.top1.mean()), abs=1e-9)
     kept = pq.read_table("runs/tiny/run/outcomes/zeroshot-own-last.parquet")
-    assert kept.column_names == ["metric", "row", "group", "outcome"]
+    assert kept.column_names == ["metric", "row", "group", "outcome", "label", "predicted"]
+    kept = kept.filter(pc.equal(kept["metric"], "top1"))
+    assert kept["predicted"].to_pylist() == outcomes.predicted.tolist()
     assert kept["outcome"].to_pylist() == pytest.approx(outcomes.top1.tolist())
 
 

@@ -86,8 +86,9 @@ def split_of_file(path: str) -> str:
     """
     *folders, name = path.split("/")
     stem = os.path.splitext(name)[0]
-    # The hub's names, and those of saved folders, which call every file "data".
-    numbered = re.fullmatch(r"(.+)-\d+-of-\d+", stem)
+    # The hub's names, of which the older end in a hash, and those of saved folders, which call
+    # every file "data".
+    numbered = re.fullmatch(r"(.+?)-\d+-of-\d+(?:-[0-9a-f]{16})?", stem)
     if numbered and numbered[1] != "data":
         return split_name(numbered[1])
     for name in (re.sub(r"[-_.]?\d+$", "", stem), *reversed(folders)):

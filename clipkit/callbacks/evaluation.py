@@ -1,0 +1,290 @@
+"""A task of the suite inside training: when it runs, what it logs, what it keeps of samples."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
+from torch import Tensor
+
+from clipkit.callbacks.schedule import Clock, Schedule
+from clipkit.data.pairs import PairDataModule
+from clipkit.errors import UserError
+from clipkit.module import CLIPModule
+from clipkit.suite import EvalData
+from clipkit.suite.embedder import ModuleEmbedder
+from clipkit.suite.examples import write_examples
+from clipkit.suite.opening import Opened, open_data
+from clipkit.suite.outcomes import Measured, data_digest, write_outcomes
+from clipkit.suite.tasks import Task
+from clipkit.tracking import MLflowLogger, folder_of_run
+
+
+class Evaluation(Callback):
+    """Evaluates once before the first step and then as scheduled; a subclass names the task.
+
+    Args:
+        task: what is measured.
+        datasets: what to evaluate on; the key names the set in its metrics.
+        schedule: when.
+        train_split: the split of each data set that a probe learns from.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        datasets: dict[str, EvalData],
+        schedule: Schedule,
+        *,
+        train_split: str | None = None,
+    ) -> None:
+        for name in datasets:
+            if not re.fullmatch(r"[\w-][\w -]*", name):
+                raise UserError(
+                    f"{type(self).__name__}.datasets: {name!r} names metrics and files; use "
+                    "letters, digits, _, - and blanks"
+                )
+        self.task = task
+        self.datasets = datasets
+        self.schedule = schedule
+        self.train_split = train_split
+        self._clock = Clock(schedule)
+        self._opened: dict[tuple[str, str], Opened] = {}
+        self._has_logged = False
+        self._step: int | None = None
+        self._latest: dict[str, dict[str, float]] = {"epoch": {}, "end": {}}
+        self._kept: dict[Path, tuple[int, float | None]] = {}
+
+    def metric_names(self) -> dict[str, EvalData]:
+        """Return the data set behind each metric that this callback logs."""
+        return {
+            f"{self.task.kind}/{name}/{measure}": data
+            for name, data in self.datasets.items()
+            for measure in self.task.measures
+        }
+
+    def latest(self, when: str) -> dict[str, float]:
+        """Return what was measured last: ``epoch`` or ``end``."""
+        return self._latest[when]
+
+    # --- When ----------------------------------------------------------------------------------
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        # Opened here, so that a missing column ends the run before an epoch is spent on it.
+        for name, data in self.datasets.items():
+            try:
+                self.task.check(self._open(trainer, name, data.split))
+                if self.train_split is not None:
+                    self.task.check(self._open(trainer, name, self.train_split))
+            except UserError as error:
+                raise UserError(f"{type(self).__name__}.datasets.{name}: {error}") from error
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._clock.start(trainer.global_step)
+        if trainer.global_step == 0:
+            # Straight to the loggers: through `log` it would land on epoch 1 and reach the
+            # checkpoint callback.
+            _log_directly(trainer, self._evaluate(trainer, pl_module, "epoch"), step=0)
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, *_: object
+    ) -> None:
+        if not self.schedule.within_epochs:
+            return
+        batch_size = getattr(trainer.datamodule, "batch_size", 1)  # type: ignore[attr-defined]
+        if self._clock.due_after_step(trainer, batch_size):
+            metrics = self._evaluate(trainer, pl_module, "epoch")
+            _log_directly(trainer, metrics, step=trainer.global_step)
+            # For a checkpoint callback that chooses inside an epoch.
+            pl_module.log_dict(_exactly(metrics), on_step=True, on_epoch=False, logger=False)
+
+    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.sanity_checking:
+            return
+        # After the first epoch of a fit too: the checkpoint callback wants its metric from then on.
+        fitting = trainer.state.fn == TrainerFn.FITTING
+        if not fitting or not self._has_logged or self._clock.due_after_epoch(trainer):
+            pl_module.log_dict(_exactly(self._evaluate(trainer, pl_module, "epoch")))
+            self._has_logged = True
+        # In an epoch without an evaluation the checkpoint callback still reads the last value,
+        # which Lightning keeps; the loggers get none.
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._settle_outcomes(trainer)
+        metrics = self._evaluate(trainer, pl_module, "end")
+        _log_directly(trainer, metrics, step=trainer.global_step)
+        self._store_outcomes(trainer)
+
+    def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        pl_module.log_dict(_exactly(self._evaluate(trainer, pl_module, "end")))
+
+    # --- What ----------------------------------------------------------------------------------
+
+    def _evaluate(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, when: str
+    ) -> dict[str, float]:
+        assert isinstance(pl_module, CLIPModule)
+        found: dict[str, float] = {}
+        with self._clock.running():
+            for name, data in self.datasets.items():
+                if data.when == when:
+                    found |= self._evaluate_set(trainer, pl_module, name, data)
+        self._latest[when] = found
+        return found
+
+    def _evaluate_set(
+        self, trainer: L.Trainer, module: CLIPModule, name: str, data: EvalData
+    ) -> dict[str, float]:
+        test = self._open(trainer, name, data.split)
+        train = None if self.train_split is None else self._open(trainer, name, self.train_split)
+        prefix = f"{self.task.kind}/{name}"
+        with evaluating(trainer, module), _naming_warnings(prefix):
+            try:
+                measured = self.task.measure(ModuleEmbedder(module), test, train=train)
+            except UserError as error:
+                if trainer.state.fn != TrainerFn.FITTING:
+                    raise
+                # Training goes on: a broken picture in one of many sets is no reason to lose it.
+                warnings.warn(f"not evaluated ({error.sentence})", stacklevel=2)
+                return {}
+        self._keep_outcomes(trainer, name, test, measured)
+        found: dict[str, float] = {}
+        for measure in self.task.measures:
+            metric = measured.metrics.get(measure)
+            if metric is None:
+                continue
+            found[f"{prefix}/{measure}"] = metric.value
+            if metric.interval is not None:
+                low, high = metric.interval
+                found[f"{prefix}/{measure}_low"], found[f"{prefix}/{measure}_high"] = low, high
+        return found
+
+    def _open(self, trainer: L.Trainer, name: str, split: str) -> Opened:
+        if (name, split) not in self._opened:
+            data = self.datasets[name].of_split(split)
+            training = getattr(trainer, "datamodule", None)
+            own = training if isinstance(training, PairDataModule) else None
+            self._opened[name, split] = self.task.arrange(open_data(data, own))
+        return self._opened[name, split]
+
+    # --- Outcomes, sample by sample ------------------------------------------------------------
+
+    @rank_zero_only
+    def _keep_outcomes(
+        self, trainer: L.Trainer, name: str, test: Opened, measured: Measured
+    ) -> None:
+        folder = folder_of_run(trainer)
+        if folder is None:
+            return
+        self._settle_outcomes(trainer)
+        path = folder / "outcomes" / f"{self.task.kind}-{name}-last.parquet"
+        write_outcomes(
+            path,
+            measured,
+            task=self.task.kind,
+            set_name=name,
+            data=data_digest(test.rows),
+            step=trainer.global_step,
+        )
+        if measured.examples:
+            file = path.with_name(f"{self.task.kind}-{name}-examples.json")
+            write_examples(file, measured.examples, test.rows)
+        self._kept[path] = (trainer.global_step, best_score(trainer))
+
+    @rank_zero_only
+    def _settle_outcomes(self, trainer: L.Trainer) -> None:
+        """Keep the last outcomes as the chosen ones where a checkpoint callback has chosen them.
+
+        It chooses after every validation, so this is seen at the next evaluation: the best score
+        has changed since the outcomes were written, and no step was made in between.
+        """
+        for last, (step, before) in self._kept.items():
+            chosen = best_score(trainer) != before and chosen_step(trainer) == step
+            if chosen and last.is_file():
+                name = last.name.replace("-last.parquet", "-chosen.parquet")
+                last.with_name(name).write_bytes(last.read_bytes())
+        self._kept.clear()
+
+    @rank_zero_only
+    def _store_outcomes(self, trainer: L.Trainer) -> None:
+        """Keep the outcomes with the MLflow run too, which may be read far from the run folder."""
+        folder = folder_of_run(trainer)
+        if folder is None:
+            return
+        for logger in trainer.loggers:
+            if isinstance(logger, MLflowLogger):
+                for file in sorted((folder / "outcomes").glob(f"{self.task.kind}-*")):
+                    logger.keep(file, "outcomes")
+
+
+def chooser(trainer: L.Trainer) -> ModelCheckpoint | None:
+    """Return the checkpoint callback that chooses by a monitored metric, if there is one."""
+    for callback in trainer.checkpoint_callbacks:
+        if isinstance(callback, ModelCheckpoint) and callback.monitor is not None:
+            return callback
+    return None
+
+
+def chosen_checkpoint(trainer: L.Trainer) -> str:
+    """Return the file that holds the best weights so far, or ''."""
+    callback = chooser(trainer)
+    return "" if callback is None else callback.best_model_path
+
+
+def best_score(trainer: L.Trainer) -> float | None:
+    """Return the best value of the monitored metric so far."""
+    callback = chooser(trainer)
+    score = None if callback is None else callback.best_model_score
+    return None if score is None else float(score)
+
+
+def chosen_step(trainer: L.Trainer) -> int | None:
+    """Return the step whose weights the chooser saved last."""
+    callback = chooser(trainer)
+    return None if callback is None else callback._last_global_step_saved
+
+
+def _exactly(metrics: dict[str, float]) -> dict[str, Tensor]:
+    # A plain float would be rounded to float32 on its way to the loggers.
+    return {name: torch.tensor(value, dtype=torch.float64) for name, value in metrics.items()}
+
+
+def _log_directly(trainer: L.Trainer, metrics: dict[str, float], *, step: int) -> None:
+    if metrics:
+        for logger in trainer.loggers:
+            logger.log_metrics({**metrics, "epoch": trainer.current_epoch}, step=step)
+
+
+@contextmanager
+def evaluating(trainer: L.Trainer, module: CLIPModule) -> Iterator[None]:
+    """Eval mode, no gradients, and the run's own precision."""
+    training = module.training
+    module.eval()
+    try:
+        with torch.no_grad(), trainer.precision_plugin.forward_context():
+            yield
+    finally:
+        module.train(training)
+
+
+@contextmanager
+def _naming_warnings(prefix: str) -> Iterator[None]:
+    """Say what the task warns of on the first rank only, and of which data set it speaks."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        yield
+    for warning in caught:
+        if warning.category is UserWarning:
+            rank_zero_warn(f"{prefix}: {warning.message}")
+        else:
+            warnings.warn_explicit(
+                warning.message, warning.category, warning.filename, warning.lineno
+            )
