@@ -25,6 +25,7 @@ SHORT = {
     "mean_rank": "mean rank",
     "median_rank": "median rank",
     "ece": "calibration error",
+    "ece_plugin": "calibration error (plug-in)",
 }
 _WORDS = {"top": "top-", "recall": "recall@", "r": "R@"}
 
@@ -74,7 +75,7 @@ def main_metrics(names: Iterable[str]) -> list[str]:
 def higher_is_better(metric: str) -> bool | None:
     """Return which way a metric is better, None where neither is."""
     measure = metric.rpartition("/")[2]
-    if "loss" in measure or measure.endswith(("_rank", "ece")):
+    if "loss" in measure or measure.endswith("_rank") or measure.startswith("ece"):
         return False
     if is_evaluation(metric) and not measure.endswith("tie_rate"):
         return True

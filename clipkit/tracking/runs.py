@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -16,6 +16,11 @@ Which = Literal["last", "chosen"]
 SEEDS = ("seed_everything", "seed")
 # What names a run or says where it is recorded, and so is no part of its configuration.
 NAMING = ("experiment", "run_name", "group", "trainer.logger", "trainer.default_root_dir")
+# Callbacks that look at a model in training and leave it as it is.
+MEASURING = (
+    *("ZeroShotClassification", "ZeroShotRetrieval", "LinearProbe", "NearestNeighbours"),
+    "EvaluationPictures",
+)
 _LONGEST = 250  # where MLflow's logger cuts a parameter
 
 
@@ -170,8 +175,17 @@ class Run(ABC):
 
     @cached_property
     def configuration(self) -> dict[str, str]:
-        """The parameters without the seeds and without what only names the run."""
-        return {key: value for key, value in self.params.items() if not _names_or_seeds(key)}
+        """The parameters without the seeds, what names the run and what only measures it."""
+        measuring = [
+            key
+            for key, value in self.params.items()
+            if key.startswith("trainer.callbacks.") and value in MEASURING
+        ]
+        return {
+            key: value
+            for key, value in self.params.items()
+            if not _names_or_seeds(key) and not _begins_with(key, measuring)
+        }
 
 
 def as_params(configuration: dict[str, Any]) -> dict[str, str]:
@@ -180,5 +194,8 @@ def as_params(configuration: dict[str, Any]) -> dict[str, str]:
 
 
 def _names_or_seeds(key: str) -> bool:
-    named = any(key == name or key.startswith(f"{name}.") for name in NAMING)
-    return named or key.rpartition(".")[2] in SEEDS
+    return _begins_with(key, NAMING) or key.rpartition(".")[2] in SEEDS
+
+
+def _begins_with(key: str, names: Iterable[str]) -> bool:
+    return any(key == name or key.startswith(f"{name}.") for name in names)

@@ -86,7 +86,9 @@ class Multilabel(Task):
             classifier_of(embedder, test.data, classes),
             torch.from_numpy(targets_of(test.rows)),
         )
-        return Measured(multilabel_metrics(found), [], classes.names)
+        numbers = torch.arange(len(test.rows))
+        outcome = Outcome("map", numbers, numbers, found.rows)
+        return Measured(multilabel_metrics(found), [outcome], classes.names)
 
 
 def classifier_of(embedder: Embedder, data: EvalData, classes: Classes) -> Tensor:
