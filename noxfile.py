@@ -71,3 +71,10 @@ def bench(session: nox.Session) -> None:
     """Run the recipes and write their figures to benchmarks/results/."""
     install(session, "-e", ".[peers]")
     session.run(sys.executable, "-m", "benchmarks.recipes", *session.posargs, external=True)
+
+
+@nox.session
+def anchors(session: nox.Session) -> None:
+    """Measure published values again; needs the hub."""
+    install(session, "-e", ".[huggingface,peers]")
+    session.run(sys.executable, "-m", "benchmarks.anchors", *session.posargs, external=True)

@@ -59,7 +59,6 @@ class Evaluation(Callback):
         self._clock = Clock(schedule)
         self._opened: dict[tuple[str, str], Opened] = {}
         self._has_logged = False
-        self._step: int | None = None
         self._latest: dict[str, dict[str, float]] = {"epoch": {}, "end": {}}
         self._kept: dict[Path, tuple[int, float | None]] = {}
 
@@ -74,6 +73,11 @@ class Evaluation(Callback):
     def latest(self, when: str) -> dict[str, float]:
         """Return what was measured last: ``epoch`` or ``end``."""
         return self._latest[when]
+
+    @property
+    def seconds_spent(self) -> float:
+        """How long the evaluations of this fit have taken together."""
+        return self._clock.spent
 
     # --- When ----------------------------------------------------------------------------------
 

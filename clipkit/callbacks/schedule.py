@@ -49,14 +49,15 @@ class Clock:
 
     def __init__(self, schedule: Schedule) -> None:
         self.schedule = schedule
+        self.spent = 0.0
         self._began = time.monotonic()
-        self._spent = 0.0
         self._last = 0.0
         self._step = 0
 
     def start(self, step: int) -> None:
         """Begin to count, at the step a fit begins or is resumed at."""
-        self._began, self._spent, self._last, self._step = time.monotonic(), 0.0, 0.0, step
+        self.spent, self._last, self._step = 0.0, 0.0, step
+        self._began = time.monotonic()
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -64,7 +65,7 @@ class Clock:
         began = time.monotonic()
         yield
         self._last = time.monotonic() - began
-        self._spent += self._last
+        self.spent += self._last
 
     def due_after_epoch(self, trainer: L.Trainer) -> bool:
         """Whether to evaluate at the end of this epoch."""
@@ -93,4 +94,4 @@ class Clock:
             return True
         passed = time.monotonic() - self._began
         # Clocks differ between ranks, and all of them have to evaluate together.
-        return bool(trainer.strategy.broadcast(self._spent + self._last <= ratio * passed))
+        return bool(trainer.strategy.broadcast(self.spent + self._last <= ratio * passed))

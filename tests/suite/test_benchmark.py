@@ -173,14 +173,14 @@ def test_strict_json_has_no_infinity():
 
 
 def test_the_command(workdir, command, capsys):
-    (workdir / "my_code.py").write_text(
+    (workdir / "suite_code.py").write_text(
         "import torch\n\n\nclass Model:\n"
         "    def embed_images(self, images): return torch.randn(len(images), 8)\n"
         "    def embed_texts(self, texts): return torch.randn(len(texts), 8)\n\n\n"
         "def build(): return Model()\n"
     )
     (workdir / "suite.yaml").write_text("tasks:\n" + SUITE.splitlines()[1] + "\n")
-    words = ["benchmark", "my_code:build", "--suite", "suite.yaml", "--output", "own.json"]
+    words = ["benchmark", "suite_code:build", "--suite", "suite.yaml", "--output", "own.json"]
     assert command(*words) == 0
     out = capsys.readouterr().out
     assert "zeroshot" in out
@@ -189,8 +189,8 @@ def test_the_command(workdir, command, capsys):
     capsys.readouterr()
     for wrong, part in (
         (["benchmark"], "X is missing"),
-        (["benchmark", "my_code:build", "--suite", "offlin"], "did you mean offline"),
-        (["benchmark", "my_code:bild"], "build"),
+        (["benchmark", "suite_code:build", "--suite", "offlin"], "did you mean offline"),
+        (["benchmark", "suite_code:bild"], "build"),
         ([*words, "--limit", "0"], "--limit: 0"),
     ):
         assert command(*wrong) == 2
