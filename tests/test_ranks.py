@@ -43,7 +43,9 @@ def fit(workdir, pictures, name, *words):
     return [json.loads(line) for line in lines], done.stdout
 
 
-@pytest.mark.parametrize("loss", ["InfoNCELoss", "SigLIPLoss"])
+@pytest.mark.parametrize(
+    "loss", ["InfoNCELoss", pytest.param("SigLIPLoss", marks=pytest.mark.slow)]
+)
 def test_two_ranks_are_one_run(workdir, pictures, loss):
     words = [f"--model.loss={loss}", "--model.temperature.bias=-1"]
     one, _ = fit(workdir, pictures, "one", *words)

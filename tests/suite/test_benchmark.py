@@ -114,7 +114,11 @@ def test_the_file_says_what_was_measured(suite, tmp_path):
     assert "zeroshot" in table(result)
 
 
-def test_resume_skips_what_is_done_for_the_same_model_and_settings_only(suite, tmp_path):
+def test_resume_skips_what_is_done_for_the_same_model_and_settings_only(tmp_path):
+    # Without the linear probe, which takes the time and is like the others here.
+    lines = [line for line in SUITE.splitlines() if "task: probe" not in line]
+    (tmp_path / "suite.yaml").write_text("\n".join(lines))
+    suite = read_suite(tmp_path / "suite.yaml")
     path = tmp_path / "own.json"
     first = benchmark(opened(Pixels()), suite, output=path)
     again = Pixels()
