@@ -120,9 +120,9 @@ def _speak() -> None:
 
 
 def _tokenizer(words: list[str], trust: list[str]) -> int:
-    import argparse
+    from clipkit.arguments import Parser
 
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="clipkit tokenizer",
         description="Train a vocabulary in CLIP's layout on the captions of a data set.",
         epilog="example: clipkit tokenizer ~/my_pictures --vocab_size 8192 --output words.json; "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import logging
 import os
@@ -17,6 +16,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from clipkit.arguments import Parser
 from clipkit.building import configuration_of
 from clipkit.errors import UserError
 from clipkit.tracking import STATUS_FILE
@@ -54,13 +54,12 @@ class Outcome(NamedTuple):
 
 def run(words: Sequence[str]) -> int:
     """Run the command; returns 0 when every run of the grid is finished, else 1."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="clipkit sweep",
         description="Train every combination of some options, one process a run, one device in "
         "turn. Whatever else is typed goes to `clipkit fit`. A run that is finished is not run "
         "again; one that fails does not end the rest.",
         epilog=EXAMPLE,
-        allow_abbrev=False,
     )
     parser.add_argument(
         "--over", action="append", default=[], metavar="KEY=V1,V2", help="may be given repeatedly"

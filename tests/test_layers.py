@@ -10,7 +10,16 @@ import clipkit
 PACKAGE = Path(clipkit.__file__).parent
 LAYERS = [
     {"errors"},
-    {"tokenizer", "tokenizer_training", "temperature", "heads", "distributed", "optim", "recipes"},
+    {
+        "tokenizer",
+        "tokenizer_training",
+        "temperature",
+        "heads",
+        "distributed",
+        "optim",
+        "recipes",
+        "arguments",
+    },
     {"encoders", "losses", "evaluation"},
     {"data", "strangers"},
     {"checkpoint"},

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import logging
 import re
 import sys
@@ -10,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from clipkit.arguments import Parser
 from clipkit.errors import UserError
 from clipkit.interop import open_model
 from clipkit.suite.benchmark import benchmark
@@ -27,12 +27,11 @@ MODELS = (
 
 def run(arguments: Sequence[str], *, trust: Sequence[str] = ()) -> int:
     """Run the command; returns 0 when every task was measured, else 1."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="clipkit benchmark",
         description="Score a model on a suite of data sets; every value with its 95 % interval.",
         epilog="example: clipkit benchmark runs/emoji/emoji_vendors/checkpoints/last.ckpt "
         "--suite my_suite.yaml --output mine.json; then clipkit compare mine.json base.json",
-        allow_abbrev=False,
     )
     parser.add_argument("model", nargs="?", metavar="X", help=MODELS)
     parser.add_argument(

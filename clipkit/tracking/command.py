@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from clipkit.arguments import Parser
+
 if TYPE_CHECKING:
     from clipkit.tracking.compare import Comparison
     from clipkit.tracking.mlflow_runs import Store
@@ -88,14 +90,13 @@ def _baseline(what: str | None, runs: Sequence[Run], store: Store) -> list[Run]:
         raise UserError(str(error).replace("compare ", "--baseline ", 1)) from error
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> Parser:
+    parser = Parser(
         prog="clipkit compare",
         description="Runs side by side: what differs, what they scored with 95 % intervals, and "
         "which differences are no accident.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     parser.add_argument(
         "what",

@@ -196,6 +196,8 @@ def test_the_command(workdir, command, capsys):
         (["benchmark", "suite_code:build", "--suite", "offlin"], "did you mean offline"),
         (["benchmark", "suite_code:bild"], "build"),
         ([*words, "--limit", "0"], "--limit: 0"),
+        ([*words, "--limt", "5"], "--limt: no such option; did you mean --limit?"),
+        ([*words, "--limit", "few"], "--limit: invalid int value: 'few'"),
     ):
         assert command(*wrong) == 2
         error = capsys.readouterr().err
