@@ -10,6 +10,7 @@ import tempfile
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from hashlib import blake2b
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,7 @@ LIBRARY_NOISE = (
     r".*The ``noload`` loader strategy is deprecated.*",  # what MLflow asks of SQLAlchemy
 )
 CONFIG_OPTIONS = ("-c", "--config")
+LONGEST_NAME = 80
 
 
 class ClipkitCLI(LightningCLI):
@@ -332,7 +334,10 @@ def names_of_run(words: Sequence[str]) -> tuple[str, str]:
             named_class = re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", value)
             short = value.rpartition(".")[2] if named_class else value
             parts.append(f"{key.rpartition('.')[2]}={short}")
-    name = re.sub(r"[^A-Za-z0-9_.=+-]+", "_", "-".join(parts))[:80].strip("-_.")
+    name = re.sub(r"[^A-Za-z0-9_.=+-]+", "_", "-".join(parts)).strip("-_.")
+    if len(name) > LONGEST_NAME:
+        # What is cut off may be all that differs.
+        name = f"{name[: LONGEST_NAME - 9]}-{blake2b(name.encode(), digest_size=4).hexdigest()}"
     return experiment, name or experiment
 
 

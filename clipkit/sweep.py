@@ -70,6 +70,8 @@ def run(words: Sequence[str]) -> int:
         "--print", action="store_true", help="print the commands, for a job array, and run nothing"
     )
     options, fit = parser.parse_known_args(list(words))
+    if any(word.partition("=")[0] == "--seed_everything" for word in fit):
+        raise UserError("--seed_everything: a sweep has seeds of its own; say how many by --seeds")
     grid = combinations(options.over, options.seeds)
     runs = [_planned([*fit, *chosen], options.group) for chosen in grid]
     finished = [one for one in runs if is_finished(one)]

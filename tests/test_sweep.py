@@ -1,5 +1,6 @@
 """`clipkit sweep`: the grid, one process a run, what is finished and what fails."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -52,7 +53,7 @@ def test_a_failed_run_does_not_end_the_rest_and_finished_ones_are_skipped(
     assert finished.parent.name == "pictures-batch_size=8-seed_everything=0"
     from mlflow.tracking import MlflowClient
 
-    mlflow = MlflowClient()
+    mlflow = MlflowClient(os.environ["MLFLOW_TRACKING_URI"])
     (run,) = mlflow.search_runs([mlflow.get_experiment_by_name("tiny").experiment_id])
     assert run.data.tags["clipkit.group"] == "sizes"
     assert command(*sweep, "--print") == 0

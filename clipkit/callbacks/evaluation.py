@@ -59,6 +59,7 @@ class Evaluation(Callback):
         self._clock = Clock(schedule)
         self._opened: dict[tuple[str, str], Opened] = {}
         self._has_logged = False
+        self._evaluated_step: dict[str, int] = {}
         self._latest: dict[str, dict[str, float]] = {"epoch": {}, "end": {}}
         self._kept: dict[Path, tuple[int, float | None]] = {}
 
@@ -122,7 +123,10 @@ class Evaluation(Callback):
         # which Lightning keeps; the loggers get none.
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._settle_outcomes(trainer)
+        # A run that steps, time or a callback have ended: the weights it ends with count.
+        if self._evaluated_step.get("epoch") != trainer.global_step:
+            metrics = self._evaluate(trainer, pl_module, "epoch")
+            _log_directly(trainer, metrics, step=trainer.global_step)
         metrics = self._evaluate(trainer, pl_module, "end")
         _log_directly(trainer, metrics, step=trainer.global_step)
         self._store_outcomes(trainer)
@@ -137,6 +141,8 @@ class Evaluation(Callback):
     ) -> dict[str, float]:
         assert isinstance(pl_module, CLIPModule)
         found: dict[str, float] = {}
+        self._settle_outcomes(trainer)
+        self._evaluated_step[when] = trainer.global_step
         with self._clock.running():
             for name, data in self.datasets.items():
                 if data.when == when:
@@ -188,14 +194,13 @@ class Evaluation(Callback):
         folder = folder_of_run(trainer)
         if folder is None:
             return
-        self._settle_outcomes(trainer)
         path = folder / "outcomes" / f"{self.task.kind}-{name}-last.parquet"
         write_outcomes(
             path,
             measured,
             task=self.task.kind,
             set_name=name,
-            data=data_digest(test.rows),
+            data=data_digest(test.data, test.rows),
             step=trainer.global_step,
         )
         if measured.examples:

@@ -193,15 +193,18 @@ class Rows(Sequence[Row], ABC):
             UserError: there is no such column, a row of it is empty, or it holds no classes.
         """
         values, names = self.column(name), self.class_names(name)
+        everything = self._whole_column(name)
         if any(not isinstance(value, str | int | None) for value in values):
             raise UserError(f"column {name!r} holds neither names nor numbers of classes")
         if all(isinstance(value, str) and value.isdecimal() for value in values):
             values = [int(value) for value in values]  # the cells of a csv file are text
         if all(isinstance(value, int | None) for value in values):
             numbers = [-1 if value is None else value for value in values]
-            names = names or [str(number) for number in range(max(numbers, default=-1) + 1)]
+            whole = [int(value) for value in everything if value is not None]
+            names = names or [str(number) for number in range(max(whole, default=-1) + 1)]
         else:
-            names = sorted({value for value in values if value is not None})
+            # Of the whole data set: a selection of its rows numbers them alike.
+            names = sorted({str(value) for value in everything if value is not None})
             place = {value: number for number, value in enumerate(names)}
             numbers = [-1 if value is None else place[value] for value in values]
         empty = [row for row, number in enumerate(numbers) if not 0 <= number < len(names)]
@@ -211,6 +214,10 @@ class Rows(Sequence[Row], ABC):
                 f" ({named([f'row {row + 1}' for row in empty])})"
             )
         return Labels(np.array(numbers, np.int64), names)
+
+    def _whole_column(self, name: str) -> list[Any]:
+        """The values of a column, of rows that are not selected too."""
+        return self.column(name)
 
     def _position(self, index: int) -> int:
         if not -len(self) <= index < len(self):
@@ -273,6 +280,10 @@ class StoredRows(Rows):
     def class_names(self, name: str) -> list[str] | None:
         self._check(name)
         return self._source.class_names(name)
+
+    def _whole_column(self, name: str) -> list[Any]:
+        whole: list[Any] = self._source.column(name).to_pylist()
+        return whole
 
     def select(self, index: Sequence[int] | np.ndarray) -> StoredRows:
         places = np.asarray(index, np.int64)

@@ -10,8 +10,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+from PIL import Image
+
+from clipkit.data.drawing import draw, sample
 from clipkit.errors import UserError
+from clipkit.evaluation import ties
 from clipkit.suite import results
+from clipkit.suite.clip_benchmark import prompts_for
 from clipkit.suite.embedder import ModelEmbedder
 from clipkit.suite.eval_data import EvalData, open_classes
 from clipkit.suite.examples import write_examples
@@ -49,6 +55,7 @@ def benchmark(
     """
     settings = {"batch_size": batch_size, "limit": limit}
     result = results.new(opened, suite=suite.name, settings=settings)
+    result["model"]["behaviour"] = _behaviour(opened)
     before = _before(output, result) if resume and output is not None else {}
     embedder = ModelEmbedder(opened.model, scale=opened.scale, batch_size=batch_size)
     ready = []
@@ -107,6 +114,23 @@ def benchmark(
     return result
 
 
+def _behaviour(opened: OpenedModel) -> str | None:
+    """Return a digest of what the model makes of two pictures and two texts, to three digits.
+
+    The same weights in another architecture have the same digest and are another model.
+    """
+    pictures = [Image.fromarray(draw(sample(0, "test", index), 64)) for index in range(2)]
+    try:
+        with torch.no_grad():
+            images = opened.model.embed_images(pictures)
+            texts = opened.model.embed_texts(["a photo of a dog", "two red circles on white"])
+        embeddings = torch.cat([ties.normalise(images.cpu()), ties.normalise(texts.cpu())])
+        rounded = (1000 * embeddings).round().long().flatten().tolist()
+    except Exception:  # the tasks say what is wrong with it
+        return None
+    return results.digest(map(str, rounded))
+
+
 def _task(spec: TaskSpec) -> Task:
     return TASKS[spec.task](**spec.arguments)
 
@@ -133,7 +157,11 @@ def _described(spec: TaskSpec, sets: dict[str, Opened]) -> dict[str, Any]:
     names = _class_names(spec, test)
     prompts = None
     if spec.task in ("zeroshot", "multilabel"):
-        prompts = results.digest(_task(spec).texts(test))
+        written = prompts_for(test.data, names or [])
+        owners, index = written.class_of_prompt.tolist(), written.prompt_index.tolist()
+        prompts = results.digest(
+            f"{owner} {written.unique[which]}" for owner, which in zip(owners, index, strict=True)
+        )
     return {
         "task": spec.task,
         "set": spec.set,
@@ -142,8 +170,9 @@ def _described(spec: TaskSpec, sets: dict[str, Opened]) -> dict[str, Any]:
             "revision": test.revision,
             "split": test.data.split,
             "n": len(test.rows),
-            "digest": data_digest(test.rows),
-            "training": {n: data_digest(s.rows) for n, s in sets.items() if n != "test"} or None,
+            "digest": data_digest(test.data, test.rows),
+            "training": {n: data_digest(s.data, s.rows) for n, s in sets.items() if n != "test"}
+            or None,
             "classes": None if names is None else len(names),
             "class_names": results.digest(names),
             "templates": results.digest(_templates(test.data)),

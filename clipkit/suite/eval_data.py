@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -47,8 +47,8 @@ class EvalData:
     limit: int | None = None
 
     def of_split(self, split: str) -> EvalData:
-        """Return the same for another split."""
-        return replace(self, split=split)
+        """Return the same for another split, all of it."""
+        return self if split == self.split else replace(self, split=split, limit=None)
 
     def __post_init__(self) -> None:
         if self.limit is not None and self.limit < 1:
@@ -67,6 +67,8 @@ def open_classes(data: EvalData, rows: Rows) -> Classes:
     """Return label ids and readable class names of the rows."""
     found = rows.labels(data.label_column)
     names = [readable(name) for name in found.names]
+    if data.class_names is not None and _is_text(rows.column(data.label_column)):
+        return _by_name(data, found.ids, names)
     if data.class_names is not None:
         if len(data.class_names) < len(names):
             raise UserError(
@@ -78,3 +80,21 @@ def open_classes(data: EvalData, rows: Rows) -> Classes:
         for label, name in zip(found.ids, rows.column(data.class_name_column), strict=True):
             names[int(label)] = str(name)
     return Classes(found.ids, names)
+
+
+def _is_text(values: list[Any]) -> bool:
+    return any(isinstance(value, str) and not value.isdecimal() for value in values)
+
+
+def _by_name(data: EvalData, ids: np.ndarray, names: list[str]) -> Classes:
+    """Return labels that are words as places in the list of names."""
+    wanted = list(data.class_names or [])
+    place = {readable(name): number for number, name in reversed([*enumerate(wanted)])}
+    unknown = sorted({names[int(number)] for number in ids} - place.keys())
+    if unknown:
+        raise UserError(
+            f"EvalData.class_names: column {data.label_column!r} holds {unknown[0]!r}, which is "
+            "not in the list"
+        )
+    numbers = np.array([place.get(name, -1) for name in names], np.int64)
+    return Classes(numbers[ids], wanted)

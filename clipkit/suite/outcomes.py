@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from torch import Tensor
 
+from clipkit.errors import UserError
 from clipkit.evaluation.metric import Metric
 
 if TYPE_CHECKING:
     from clipkit.data.rows import Rows
+    from clipkit.suite.eval_data import EvalData
     from clipkit.suite.examples import Example
 
 SCHEMA = 1
@@ -39,11 +41,24 @@ class Measured(NamedTuple):
     examples: list[Example] | None = None
 
 
-def data_digest(rows: Rows) -> str:
-    """Return a digest of the rows' keys and captions: equal where the same samples are scored."""
+def data_digest(data: EvalData, rows: Rows) -> str:
+    """Return a digest of keys, captions, labels and sizes of the pictures, where they are known.
+
+    It is equal where the same samples are scored against the same answers.
+    """
+    from clipkit.data.rows import StoredRows
+
     digest = blake2b(digest_size=16)
+    if isinstance(rows, StoredRows):
+        digest.update(rows.digest().encode())
     for key, captions in zip(rows.keys(), rows.all_captions(), strict=True):
         digest.update(repr((key, captions)).encode("utf-8", "surrogateescape"))
+    for column in (data.label_column, "targets"):
+        try:
+            answers = rows.column(column), rows.class_names(column)
+        except UserError:
+            continue  # there is no such column
+        digest.update(repr(answers).encode("utf-8", "surrogateescape"))
     return digest.hexdigest()
 
 

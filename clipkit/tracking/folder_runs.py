@@ -23,6 +23,7 @@ class FolderRun(Run):
         self.params = read_params(self.folder / "config.yaml")
         self.experiment = self.params.get("experiment") or self.folder.parent.name
         self.environment = {}
+        self.status = read_status(self.folder)
         self._points = _read_journal(self.folder / "metrics.jsonl")
         self.latest = {name: points[-1].value for name, points in self._points.items()}
 
@@ -34,6 +35,15 @@ class FolderRun(Run):
 
     def outcome_step(self) -> int | None:
         return max((points[-1].step for points in self._points.values()), default=None)
+
+
+def read_status(folder: Path) -> str:
+    """Return how a run ended; one that was killed has not said so."""
+    try:
+        status = json.loads((folder / "status.json").read_text(encoding="utf-8"))["status"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return "unfinished"
+    return str(status)
 
 
 def is_run_folder(path: Path) -> bool:

@@ -1,6 +1,7 @@
 """Pictures of what the model mixes up: in the run folder and with the loggers."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -43,7 +44,7 @@ def test_pictures_of_a_run(workdir, pictures, command):
             assert picture.size > (400, 100)
     from mlflow.tracking import MlflowClient
 
-    mlflow = MlflowClient()
+    mlflow = MlflowClient(os.environ["MLFLOW_TRACKING_URI"])
     (run,) = mlflow.search_runs([mlflow.get_experiment_by_name("tiny").experiment_id])
     assert len(mlflow.list_artifacts(run.info.run_id, "pictures")) == 3
     assert json.loads(Path("runs/tiny/run/status.json").read_text())["status"] == "finished"

@@ -1,6 +1,7 @@
 """When the evaluations run, what they log, and what they keep of every sample."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -75,6 +76,22 @@ def test_every_n_steps_and_samples(fit):
     assert points(samples) == points(steps)
 
 
+def test_the_weights_that_a_run_ends_with_are_evaluated(fit):
+    words = ["--trainer.max_epochs=-1", "--trainer.max_steps=5"]
+    lines = fit(*RETRIEVAL, *words, "--trainer.callbacks.every_n_epochs=9")
+    assert points(lines)[-1][1] == 5
+
+
+def test_the_chosen_outcomes_of_every_set_are_kept(fit):
+    fit(
+        RETRIEVAL[0], "--trainer.callbacks.datasets={own: {split: train}, more: {split: train}}",
+        "--trainer.callbacks+=lightning.pytorch.callbacks.ModelCheckpoint",
+        f"--trainer.callbacks.monitor={NAME}", "--trainer.callbacks.mode=max",
+    )  # fmt: skip
+    kept = {file.name for file in Path("runs/tiny/run/outcomes").glob("*-chosen.parquet")}
+    assert kept == {"retrieval-own-chosen.parquet", "retrieval-more-chosen.parquet"}
+
+
 def test_a_share_of_the_time(fit):
     words = ["--trainer.callbacks.every_n_steps=1", "--trainer.max_epochs=4"]
     lines = fit(*RETRIEVAL, *words, "--trainer.callbacks.max_time_ratio=1e-6")
@@ -107,7 +124,7 @@ def test_outcomes_are_kept_with_the_run_in_mlflow(fit):
     from mlflow.tracking import MlflowClient
 
     fit(*RETRIEVAL)
-    mlflow = MlflowClient()
+    mlflow = MlflowClient(os.environ["MLFLOW_TRACKING_URI"])
     (run,) = mlflow.search_runs([mlflow.get_experiment_by_name("tiny").experiment_id])
     kept = [file.path for file in mlflow.list_artifacts(run.info.run_id, "outcomes")]
     assert kept == [f"outcomes/retrieval-own-{n}" for n in ("examples.json", "last.parquet")]

@@ -7,12 +7,15 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from PIL import Image
 
 from clipkit.evaluation.metric import Metric
 from clipkit.interop import OpenedModel
-from clipkit.suite import results
+from clipkit.suite import EvalData, results
 from clipkit.suite.benchmark import benchmark
 from clipkit.suite.command import table
+from clipkit.suite.opening import open_data
+from clipkit.suite.outcomes import data_digest
 from clipkit.suite.suite_file import read_suite
 
 SUITE = """\
@@ -85,9 +88,10 @@ def test_a_constant_model_scores_chance_in_every_task(suite):
 def test_pictures_and_texts_are_embedded_once(suite):
     model = Pixels()
     benchmark(opened(model), suite)
-    assert len(model.texts) == len(set(model.texts))
+    texts = model.texts[2:]  # after the two that the model's digest is made of
+    assert len(texts) == len(set(texts))
     # shapes 60, digits test 80, train 150 and 600, validation 80: each once for all tasks.
-    assert model.pictures == 60 + 80 + 150 + 600 + 80
+    assert model.pictures == 2 + 60 + 80 + 150 + 600 + 80
 
 
 def test_the_file_says_what_was_measured(suite, tmp_path):
@@ -123,20 +127,20 @@ def test_resume_skips_what_is_done_for_the_same_model_and_settings_only(tmp_path
     first = benchmark(opened(Pixels()), suite, output=path)
     again = Pixels()
     second = benchmark(opened(again), suite, output=path, resume=True)
-    assert again.pictures == 0
+    assert again.pictures == 2  # what its digest is made of
     assert second["tasks"] == first["tasks"]
     other = Pixels()
     benchmark(opened(other, weights="others"), suite, output=path, resume=True)
-    assert other.pictures > 0
+    assert other.pictures > 2
     limited = Pixels()
     benchmark(opened(limited, weights="others"), suite, output=path, resume=True, limit=30)
-    assert limited.pictures > 0
+    assert limited.pictures > 2
     fewer = (tmp_path / "suite.yaml").read_text().replace("k: 5", "k: 7")
     (tmp_path / "suite.yaml").write_text(fewer)
     partly = Pixels()
     changed = read_suite(tmp_path / "suite.yaml")
     benchmark(opened(partly, weights="others"), changed, output=path, resume=True, limit=30)
-    assert partly.pictures == 30 + 150  # what kNN needs
+    assert partly.pictures == 2 + 30 + 150  # what kNN needs
 
 
 def test_what_fails_is_said_and_does_not_end_the_rest(tmp_path, caplog):
@@ -206,3 +210,48 @@ def test_the_command(workdir, command, capsys):
     assert command("benchmark", "--list") == 0
     assert "vtab+" in capsys.readouterr().out
     assert Path("own.outcomes/zeroshot-shapes.parquet").is_file()
+
+
+def test_labels_that_are_words_are_the_same_class_in_every_split(tmp_path):
+    """Train has a class that test lacks; a limit and a list in another order change nothing."""
+    for split, words in (("train", ["ant", "bee", "cat"] * 4), ("test", ["bee", "cat"] * 6)):
+        (tmp_path / split).mkdir()
+        lines = ["file_name,label"]
+        for index, word in enumerate(words):
+            colour = {"ant": (250, 0, 0), "bee": (0, 250, 0), "cat": (0, 0, 250)}[word]
+            Image.new("RGB", (8, 8), colour).save(tmp_path / split / f"{index}.png")
+            lines.append(f"{index}.png,{word}")
+        (tmp_path / split / "metadata.csv").write_text("\n".join(lines))
+    (tmp_path / "suite.yaml").write_text(
+        f"""\
+tasks:
+  - {{task: knn, set: own, data: {{path: {tmp_path}, split: test}}, train: {{split: train}}, k: 3}}
+  - {{task: zeroshot, set: own, data: {{path: {tmp_path}, split: test, class_names: [cat, ant, bee]}}}}
+  - {{task: zeroshot, set: one, data: {{path: {tmp_path}, split: test, limit: 1}}}}
+"""  # noqa: E501
+    )
+
+    class Colours(Constant):
+        def embed_images(self, images):
+            return torch.tensor([image.getpixel((0, 0)) for image in images]).float()
+
+        def embed_texts(self, texts):
+            words = ("ant", "bee", "cat")
+            return torch.tensor([[float(word in text) for word in words] for text in texts])
+
+    result = benchmark(opened(Colours()), read_suite(tmp_path / "suite.yaml"))
+    assert not result["failed"]
+    assert [entry["metrics"]["top1"]["value"] for entry in result["tasks"]] == [1.0, 1.0, 1.0]
+    assert [entry["data"]["classes"] for entry in result["tasks"]] == [2, 3, 2]
+
+
+def test_other_answers_are_other_data(tmp_path):
+    rows = "file_name,label\na.png,{}\nb.png,{}\n"
+    for name in "ab":
+        Image.new("RGB", (8, 8)).save(tmp_path / f"{name}.png")
+    data = EvalData(path=str(tmp_path), split="train")
+    digests = set()
+    for answers in (("x", "y"), ("y", "x")):
+        (tmp_path / "metadata.csv").write_text(rows.format(*answers))
+        digests.add(data_digest(data, open_data(data).rows))
+    assert len(digests) == 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 
 from clipkit.errors import UserError
@@ -122,15 +123,21 @@ def _labelled(
     """Return embeddings and classes of the splits that there are, and the names of the classes."""
     if train is None:
         raise UserError("a probe needs training pictures; name them under train")
-    splits, names = dict[str, Labelled](), list[str]()
-    for name, split in {"train": train, "validation": validation, "test": test}.items():
-        if split is None:
-            continue
-        classes = open_classes(split.data, split.rows)
-        if len(classes.names) > len(names):
-            names = classes.names
+    opened = {"train": train, "validation": validation, "test": test}
+    classes = {n: open_classes(one.data, one.rows) for n, one in opened.items() if one is not None}
+    names = max((one.names for one in classes.values()), key=len)
+    if any(one.names != names[: len(one.names)] for one in classes.values()):
+        # Words that were numbered in each split by itself.
+        names = sorted({name for one in classes.values() for name in one.names})
+    splits = {}
+    for name, one in classes.items():
+        labels = one.labels
+        if one.names != names[: len(one.names)]:
+            labels = np.array([names.index(word) for word in one.names], np.int64)[labels]
+        split = opened[name]
+        assert split is not None
         images = embedder.images(split.data, split.rows)
-        splits[name] = Labelled(images, torch.from_numpy(classes.labels))
+        splits[name] = Labelled(images, torch.from_numpy(labels))
     return splits, names
 
 
