@@ -112,7 +112,7 @@ class CLIPModule(L.LightningModule):
         self.learning_rates = {"image": image_lr, "text": text_lr}
         if isinstance(loss, SigLIPLoss) and temperature.bias is None:
             log.warning(
-                "model.loss: SigLIPLoss wants a bias; add --model.temperature.bias prior "
+                "warning: model.loss: SigLIPLoss wants a bias; add --model.temperature.bias prior "
                 "--model.temperature.init 0.1, as ablations/siglip does"
             )
         if lock_image is not None:

@@ -225,8 +225,15 @@ def _say(outcome: Outcome, number: int, total: int) -> None:
     how = "finished" if outcome.code == 0 else f"failed, see {outcome.log}"
     name = outcome.run.folder.name
     log.info("%d/%d  %d:%02d  %s  %s", number, total, minutes, seconds, name, how)
+    for line in dict.fromkeys(_lines(outcome.log)):
+        if line.startswith("warning:"):
+            log.info("     %s", line)
 
 
 def _last_line(file: Path) -> str:
-    lines = file.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    lines = _lines(file)
     return lines[-1] if lines else ""
+
+
+def _lines(file: Path) -> list[str]:
+    return file.read_text(encoding="utf-8", errors="replace").strip().splitlines()

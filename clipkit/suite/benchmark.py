@@ -72,6 +72,8 @@ def benchmark(
             result["tasks"].append(done)
         else:
             todo.append((spec, sets, entry))
+    if result["tasks"]:
+        log.info("%d tasks are kept from %s, measured before", len(result["tasks"]), output)
     _embed_texts_together(embedder, todo)
     for spec, sets, entry in todo:
         name = f"{spec.task}/{spec.set}"
