@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 
 class UserError(ValueError):
     """A user's mistake: one sentence with the key, the value and what is accepted."""
@@ -10,3 +12,9 @@ class UserError(ValueError):
     def sentence(self) -> str:
         """The message alone, also where a loader's process wrapped it in its traceback."""
         return str(self).rpartition(f"{UserError.__module__}.{UserError.__qualname__}: ")[2].strip()
+
+
+def named(items: Sequence[object], shown: int = 3) -> str:
+    """The first few of a list, as they are named in a message."""
+    rest = ", ..." if len(items) > shown else ""
+    return ", ".join(str(item) for item in items[:shown]) + rest

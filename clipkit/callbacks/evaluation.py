@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,9 +20,10 @@ from clipkit.errors import UserError
 from clipkit.module import CLIPModule
 from clipkit.suite import EvalData
 from clipkit.suite.embedder import ModuleEmbedder
+from clipkit.suite.eval_data import refuse_set_name
 from clipkit.suite.examples import write_examples
-from clipkit.suite.opening import Opened, open_data
-from clipkit.suite.outcomes import Measured, data_digest, write_outcomes
+from clipkit.suite.opening import Opened, Splits, open_data
+from clipkit.suite.outcomes import Measured, write_outcomes
 from clipkit.suite.tasks import Task
 from clipkit.tracking import MLflowLogger, folder_of_run
 
@@ -32,31 +32,39 @@ class Evaluation(Callback):
     """Evaluates once before the first step and then as scheduled; a subclass names the task.
 
     Args:
-        task: what is measured.
         datasets: what to evaluate on; the key names the set in its metrics.
-        schedule: when.
-        train_split: the split of each data set that a probe learns from.
+        every_n_epochs: evaluate after every n-th epoch, the first and the last; left out, after
+            every epoch, but where steps or samples are given.
+        every_n_steps: evaluate after every n-th optimiser step.
+        every_n_samples: evaluate each time so many further pairs were seen.
+        max_time_ratio: leave an evaluation out where they would take more than this share of the
+            time; before the first step and at the end is always.
     """
+
+    task: Task
+    train_split: str | None = None
+    """The split of each data set that the task learns from."""
 
     def __init__(
         self,
-        task: Task,
         datasets: dict[str, EvalData],
-        schedule: Schedule,
         *,
-        train_split: str | None = None,
+        every_n_epochs: int | None = None,
+        every_n_steps: int | None = None,
+        every_n_samples: int | None = None,
+        max_time_ratio: float | None = None,
     ) -> None:
         for name in datasets:
-            if not re.fullmatch(r"[\w-][\w -]*", name):
-                raise UserError(
-                    f"{type(self).__name__}.datasets: {name!r} names metrics and files; use "
-                    "letters, digits, _, - and blanks"
-                )
-        self.task = task
+            if wrong := refuse_set_name(name):
+                raise UserError(f"{type(self).__name__}.datasets: {wrong}")
         self.datasets = datasets
-        self.schedule = schedule
-        self.train_split = train_split
-        self._clock = Clock(schedule)
+        self.schedule = Schedule(
+            every_n_epochs=every_n_epochs,
+            every_n_steps=every_n_steps,
+            every_n_samples=every_n_samples,
+            max_time_ratio=max_time_ratio,
+        )
+        self._clock = Clock(self.schedule)
         self._opened: dict[tuple[str, str], Opened] = {}
         self._has_logged = False
         self._evaluated_step: dict[str, int] = {}
@@ -104,7 +112,8 @@ class Evaluation(Callback):
     ) -> None:
         if not self.schedule.within_epochs:
             return
-        batch_size = getattr(trainer.datamodule, "batch_size", 1)  # type: ignore[attr-defined]
+        data = own_data(trainer)
+        batch_size = 1 if data is None else data.batch_size
         if self._clock.due_after_step(trainer, batch_size):
             metrics = self._evaluate(trainer, pl_module, "epoch")
             _log_directly(trainer, metrics, step=trainer.global_step)
@@ -155,10 +164,11 @@ class Evaluation(Callback):
     ) -> dict[str, float]:
         test = self._open(trainer, name, data.split)
         train = None if self.train_split is None else self._open(trainer, name, self.train_split)
+        splits = Splits(test, train)
         prefix = f"{self.task.kind}/{name}"
         with evaluating(trainer, module), _naming_warnings(prefix):
             try:
-                measured = self.task.measure(ModuleEmbedder(module), test, train=train)
+                measured = self.task.measure(ModuleEmbedder(module), splits)
             except UserError as error:
                 if trainer.state.fn != TrainerFn.FITTING:
                     raise
@@ -180,9 +190,7 @@ class Evaluation(Callback):
     def _open(self, trainer: L.Trainer, name: str, split: str) -> Opened:
         if (name, split) not in self._opened:
             data = self.datasets[name].of_split(split)
-            training = getattr(trainer, "datamodule", None)
-            own = training if isinstance(training, PairDataModule) else None
-            self._opened[name, split] = self.task.arrange(open_data(data, own))
+            self._opened[name, split] = self.task.arrange(open_data(data, own_data(trainer)))
         return self._opened[name, split]
 
     # --- Outcomes, sample by sample ------------------------------------------------------------
@@ -200,7 +208,7 @@ class Evaluation(Callback):
             measured,
             task=self.task.kind,
             set_name=name,
-            data=data_digest(test.data, test.rows),
+            data=test.digest,
             step=trainer.global_step,
         )
         if measured.examples:
@@ -232,6 +240,12 @@ class Evaluation(Callback):
             if isinstance(logger, MLflowLogger):
                 for file in sorted((folder / "outcomes").glob(f"{self.task.kind}-*")):
                     logger.keep(file, "outcomes")
+
+
+def own_data(trainer: L.Trainer) -> PairDataModule | None:
+    """Return the data module of the run, where it is one of clipkit's."""
+    data = getattr(trainer, "datamodule", None)
+    return data if isinstance(data, PairDataModule) else None
 
 
 def chooser(trainer: L.Trainer) -> ModelCheckpoint | None:

@@ -12,14 +12,14 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
-from clipkit.callbacks.evaluation import evaluating
-from clipkit.data.pairs import PairDataModule
+from clipkit.callbacks.evaluation import evaluating, own_data
 from clipkit.errors import UserError
 from clipkit.evaluation.calibration import calibrate
 from clipkit.evaluation.classification import classify
 from clipkit.module import CLIPModule
-from clipkit.suite import EvalData, open_classes
+from clipkit.suite import EvalData
 from clipkit.suite.embedder import ModuleEmbedder
+from clipkit.suite.eval_data import prompts_for
 from clipkit.suite.opening import Opened, open_data
 from clipkit.suite.pictures import (
     PAIRS_SHOWN,
@@ -55,8 +55,7 @@ class EvaluationPictures(Callback):
         self._opened: dict[str, Opened] = {}
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        training = getattr(trainer, "datamodule", None)
-        own = training if isinstance(training, PairDataModule) else None
+        own = own_data(trainer)
         for name, data in self.datasets.items():
             try:
                 self._opened.setdefault(name, open_data(data, own))
@@ -121,11 +120,11 @@ def _figures(embedder: ModuleEmbedder, opened: Opened) -> dict[str, Figure]:
         texts = embedder.texts(captions)
         figures["similarity"] = similarity_figure(images[list(shown)], texts, captions)
     try:
-        classes = open_classes(data, rows)
+        classes = opened.classes
     except UserError:
         return figures
     labels = torch.from_numpy(classes.labels)
-    classifier = classifier_of(embedder, data, classes)
+    classifier = classifier_of(embedder, prompts_for(data, classes.names), len(classes.names))
     figures["confusions"] = confusion_figure(
         most_confused(classify(images, classifier, labels)), classes.names
     )

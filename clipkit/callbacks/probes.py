@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from clipkit.callbacks.evaluation import Evaluation
-from clipkit.callbacks.schedule import Schedule
 from clipkit.suite import EvalData, tasks
 
 
@@ -23,6 +22,8 @@ class LinearProbe(Evaluation):
             time; before the first step and at the end is always.
     """
 
+    task = tasks.LinearProbe()
+
     def __init__(
         self,
         datasets: dict[str, EvalData],
@@ -33,13 +34,14 @@ class LinearProbe(Evaluation):
         every_n_samples: int | None = None,
         max_time_ratio: float | None = None,
     ) -> None:
-        schedule = Schedule(
+        super().__init__(
+            datasets,
             every_n_epochs=every_n_epochs,
             every_n_steps=every_n_steps,
             every_n_samples=every_n_samples,
             max_time_ratio=max_time_ratio,
         )
-        super().__init__(tasks.LinearProbe(), datasets, schedule, train_split=train_split)
+        self.train_split = train_split
 
 
 class NearestNeighbours(Evaluation):
@@ -70,10 +72,12 @@ class NearestNeighbours(Evaluation):
         every_n_samples: int | None = None,
         max_time_ratio: float | None = None,
     ) -> None:
-        schedule = Schedule(
+        super().__init__(
+            datasets,
             every_n_epochs=every_n_epochs,
             every_n_steps=every_n_steps,
             every_n_samples=every_n_samples,
             max_time_ratio=max_time_ratio,
         )
-        super().__init__(tasks.NearestNeighbours(k=k), datasets, schedule, train_split=train_split)
+        self.task = tasks.NearestNeighbours(k=k)
+        self.train_split = train_split

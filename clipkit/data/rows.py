@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
-from clipkit.errors import UserError
+from clipkit.errors import UserError, named
 
 Picture = bytes | str | Image.Image
 
@@ -192,21 +192,19 @@ class Rows(Sequence[Row], ABC):
         Raises:
             UserError: there is no such column, a row of it is empty, or it holds no classes.
         """
+        # By the whole column: a selection of its rows is numbered as all of them are.
+        given = [value for value in self._whole_column(name) if value is not None]
         values, names = self.column(name), self.class_names(name)
-        everything = self._whole_column(name)
-        if any(not isinstance(value, str | int | None) for value in values):
+        if any(not isinstance(value, str | int) for value in given):
             raise UserError(f"column {name!r} holds neither names nor numbers of classes")
-        if all(isinstance(value, str) and value.isdecimal() for value in values):
-            values = [int(value) for value in values]  # the cells of a csv file are text
-        if all(isinstance(value, int | None) for value in values):
-            numbers = [-1 if value is None else value for value in values]
-            whole = [int(value) for value in everything if value is not None]
-            names = names or [str(number) for number in range(max(whole, default=-1) + 1)]
+        if all(isinstance(value, int) or value.isdecimal() for value in given):
+            # The cells of a csv file are text.
+            numbers = [-1 if value is None else int(value) for value in values]
+            names = names or [str(number) for number in range(max(map(int, given), default=-1) + 1)]
         else:
-            # Of the whole data set: a selection of its rows numbers them alike.
-            names = sorted({str(value) for value in everything if value is not None})
+            names = sorted({str(value) for value in given})
             place = {value: number for number, value in enumerate(names)}
-            numbers = [-1 if value is None else place[value] for value in values]
+            numbers = [-1 if value is None else place[str(value)] for value in values]
         empty = [row for row, number in enumerate(numbers) if not 0 <= number < len(names)]
         if empty:
             raise UserError(
@@ -214,6 +212,17 @@ class Rows(Sequence[Row], ABC):
                 f" ({named([f'row {row + 1}' for row in empty])})"
             )
         return Labels(np.array(numbers, np.int64), names)
+
+    def digest(self) -> str:
+        """Hex digest of keys, captions and, where known, picture sizes: equal for equal rows."""
+        return self._digest()
+
+    def _digest(self, further: bytes = b"") -> str:
+        digest = blake2b(digest_size=16)
+        for key, captions in zip(self.keys(), self.all_captions(), strict=True):
+            digest.update(repr((key, captions)).encode("utf-8", "surrogateescape"))
+        digest.update(further)
+        return digest.hexdigest()
 
     def _whole_column(self, name: str) -> list[Any]:
         """The values of a column, of rows that are not selected too."""
@@ -305,15 +314,9 @@ class StoredRows(Rows):
         return [image for image in images if isinstance(image, str)]
 
     def digest(self) -> str:
-        """Hex digest of keys, captions and picture sizes: equal wherever the rows are equal."""
-        digest = blake2b(digest_size=16)
-        for key, captions in zip(self.keys(), self.all_captions(), strict=True):
-            digest.update(repr((key, captions)).encode())
         sizes = self._source.image_sizes()
-        digest.update(
-            (sizes if self._index is None else sizes[self._index]).astype("<i8").tobytes()
-        )
-        return digest.hexdigest()
+        taken = sizes if self._index is None else sizes[self._index]
+        return self._digest(taken.astype("<i8").tobytes())
 
     def _taken(self, values: pa.ChunkedArray) -> pa.ChunkedArray:
         return values if self._index is None else values.take(pa.array(self._index))
@@ -374,12 +377,6 @@ def file_size(path: str | bytes) -> int:
         return os.stat(path).st_size
     except OSError:
         return -1
-
-
-def named(items: Sequence[object], shown: int = 3) -> str:
-    """The first few of a list, as they are named in a message."""
-    rest = ", ..." if len(items) > shown else ""
-    return ", ".join(str(item) for item in items[:shown]) + rest
 
 
 def _hash(key: str) -> bytes:

@@ -41,6 +41,11 @@ class Prompts(NamedTuple):
     class_of_prompt: Tensor  # (P,) int64
     prompt_index: Tensor  # (P,) int64, into unique
 
+    def of_classes(self) -> list[tuple[int, str]]:
+        """Return every prompt with its class, repeats too."""
+        texts = [self.unique[index] for index in self.prompt_index.tolist()]
+        return list(zip(self.class_of_prompt.tolist(), texts, strict=True))
+
 
 def resolve_templates(templates: str | Sequence[str]) -> tuple[str, ...]:
     """Returns templates from a name in `TEMPLATES`, one template, or a list of templates.

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
 import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from clipkit.data.drawing import draw, sample
+from clipkit.errors import UserError
+
 IMAGES_AT_ONCE = 64
 TEXTS_AT_ONCE = 256
+PROBE_TEXTS = ("a photo of a dog", "two red circles on a blue square")
 
 
 @runtime_checkable
@@ -41,6 +47,7 @@ class OpenedModel:
             of its embeddings of two drawn pictures and two texts.
         tokenizer: digest of what is done to a text before the tower; None where it is not known.
         preprocess: digest of what is done to a picture before the tower; None likewise.
+        dtype: the type of the weights, in which the towers run; embeddings leave them as float32.
         embed_dim: the width D of the joint space.
     """
 
@@ -51,7 +58,21 @@ class OpenedModel:
     weights: str
     tokenizer: str | None
     preprocess: str | None
+    dtype: str
     embed_dim: int
+
+
+@torch.no_grad()
+def probe(model: EmbeddingModel) -> tuple[Tensor, Tensor]:
+    """Embed two drawn pictures and two texts, (2, D) each: what a model does, in small."""
+    pictures = [Image.fromarray(draw(sample(0, "test", index), 64)) for index in range(2)]
+    return model.embed_images(pictures).cpu(), model.embed_texts(list(PROBE_TEXTS)).cpu()
+
+
+def dtype_of(module: nn.Module) -> str:
+    """Return the type of the weights, such as float32; several are joined by +."""
+    types = {str(p.dtype).removeprefix("torch.") for p in module.parameters()}
+    return "+".join(sorted(types)) or "float32"
 
 
 def choose_device(device: str | None) -> torch.device:
@@ -108,6 +129,16 @@ def embed_pictures(
         batch = slice(start, start + IMAGES_AT_ONCE)
         embeddings[batch] = encode(preprocess(images[batch])).float().cpu()
     return embeddings
+
+
+def import_library(name: str, spec: str, *, extra: str) -> ModuleType:
+    """Import a library that an extra brings; a missing one is named with that extra."""
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        raise UserError(
+            f"{spec}: needs the library {name}, pip install 'clipkit[{extra}]' brings it"
+        ) from None
 
 
 def first_line(error: BaseException) -> str:

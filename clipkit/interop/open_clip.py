@@ -24,9 +24,11 @@ from clipkit.interop.base import (
     choose_device,
     digest_of,
     digest_of_weights,
+    dtype_of,
     embed_by_length,
     embed_pictures,
     first_line,
+    import_library,
 )
 from clipkit.interop.transformers import digest_of_tokenizer
 
@@ -54,7 +56,7 @@ def open_open_clip(spec: str, which: str, device: str | None) -> OpenedModel:
     name `ViT-B-32` would lose several points otherwise, for a warning. Without a tag, weights are
     drawn, the same ones in every process.
     """
-    library = _import_open_clip(spec)
+    library = import_library("open_clip", spec, extra="peers")
     source = _find(library, spec, which)
     drawn = source.tag is None and ":" not in source.model
     if drawn:
@@ -90,6 +92,7 @@ def open_open_clip(spec: str, which: str, device: str | None) -> OpenedModel:
         weights=digest_of_weights(model),
         tokenizer=_digest_of_tokenizer(tokenizer),
         preprocess=digest_of({"library": "open_clip", **_preprocess_config(model)}),
+        dtype=dtype_of(model),
         embed_dim=adapter.embed_dim,
     )
 
@@ -176,22 +179,11 @@ def is_folder(path: Path) -> bool:
 def did_you_mean(which: str) -> str:
     """Return how a spec without its prefix is written, or nothing."""
     try:
-        library = _import_open_clip(which)
+        library = import_library("open_clip", which, extra="peers")
     except UserError:
         return ""
     name, _ = _split(library, which)
     return "" if name is None else f"; did you mean open_clip:{which}?"
-
-
-def _import_open_clip(spec: str) -> ModuleType:
-    try:
-        import open_clip
-    except ImportError:
-        raise UserError(
-            f"{spec}: needs the library open_clip, pip install 'clipkit[peers]' brings it"
-        ) from None
-    library: ModuleType = open_clip
-    return library
 
 
 def _find(library: ModuleType, spec: str, which: str) -> _Source:

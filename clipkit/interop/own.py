@@ -16,17 +16,17 @@ from PIL import Image
 from torch import Tensor, nn
 
 import clipkit
-from clipkit.data.drawing import draw, sample
 from clipkit.errors import UserError
 from clipkit.interop.base import (
     OpenedModel,
     choose_device,
     digest_of,
     digest_of_weights,
+    dtype_of,
     first_line,
+    probe,
 )
 
-PROBE_TEXTS = ("a photo of a dog", "two red circles on a blue square")
 VERBS = ("embed_images", "embed_texts")
 
 
@@ -48,6 +48,7 @@ def open_checkpoint(spec: str, path: str, trust: Sequence[str], device: str | No
                 "interpolation": encoder.interpolation,
             }
         ),
+        dtype=dtype_of(module),
         embed_dim=module.embed_dim,
     )
 
@@ -67,7 +68,7 @@ def open_code(spec: str, device: str | None) -> OpenedModel:
     if isinstance(made, nn.Module):
         made = made.eval().requires_grad_(False).to(choose_device(device))
     model = CheckedModel(made, spec)
-    images, texts = model.probe()
+    images, texts = probe(model)
     if images.shape[1] != texts.shape[1]:
         raise UserError(
             f"{spec}: embed_images gives {images.shape[1]} numbers a picture and embed_texts "
@@ -83,6 +84,7 @@ def open_code(spec: str, device: str | None) -> OpenedModel:
         weights=digest_of_weights(made) if has_weights else digest,
         tokenizer=None,
         preprocess=None,
+        dtype=dtype_of(made) if has_weights else "float32",
         embed_dim=images.shape[1],
     )
 
@@ -101,11 +103,6 @@ class CheckedModel:
     def embed_texts(self, texts: Sequence[str]) -> Tensor:
         """Embed texts as the user's object does."""
         return self._embed("embed_texts", texts)
-
-    def probe(self) -> tuple[Tensor, Tensor]:
-        """Embed two drawn pictures and two texts, (2, D) each."""
-        pictures = [Image.fromarray(draw(sample(0, "test", index), 64)) for index in range(2)]
-        return self.embed_images(pictures), self.embed_texts(list(PROBE_TEXTS))
 
     @torch.no_grad()
     def _embed(self, verb: str, items: Sequence[Any]) -> Tensor:

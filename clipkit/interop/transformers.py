@@ -21,9 +21,11 @@ from clipkit.interop.base import (
     choose_device,
     digest_of,
     digest_of_weights,
+    dtype_of,
     embed_by_length,
     embed_pictures,
     first_line,
+    import_library,
 )
 
 CONFIG = "config.json"
@@ -32,7 +34,7 @@ MODELS = {"clip": "CLIPModel", "siglip": "SiglipModel"}
 
 def open_transformers(spec: str, which: str, device: str | None) -> OpenedModel:
     """Open a folder or a hub id with model_type clip or siglip; no code that lies there is run."""
-    library = _import_transformers(spec)
+    library = import_library("transformers", spec, extra="huggingface")
     path = Path(os.path.expanduser(which))
     local = path.is_dir()
     where = str(path) if local else which
@@ -59,6 +61,7 @@ def open_transformers(spec: str, which: str, device: str | None) -> OpenedModel:
         weights=digest_of_weights(model),
         tokenizer=digest_of(text_side),
         preprocess=digest_of({"library": "transformers", **picture_side}),
+        dtype=dtype_of(model),
         embed_dim=adapter.embed_dim,
     )
 
@@ -178,17 +181,6 @@ def digest_of_tokenizer(tokenizer: Any) -> str:
     special = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
     sides = [tokenizer.padding_side, tokenizer.truncation_side]
     return digest_of({"definition": definition, "special": special, "sides": sides})
-
-
-def _import_transformers(spec: str) -> ModuleType:
-    try:
-        import transformers
-    except ImportError:
-        raise UserError(
-            f"{spec}: needs the library transformers, pip install 'clipkit[huggingface]' brings it"
-        ) from None
-    library: ModuleType = transformers
-    return library
 
 
 def _model_type(library: ModuleType, spec: str, where: str) -> str:

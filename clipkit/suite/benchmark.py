@@ -5,31 +5,78 @@ from __future__ import annotations
 import logging
 import time
 import warnings
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from PIL import Image
 
-from clipkit.data.drawing import draw, sample
 from clipkit.errors import UserError
 from clipkit.evaluation import ties
+from clipkit.interop.base import probe
 from clipkit.suite import results
-from clipkit.suite.clip_benchmark import prompts_for
 from clipkit.suite.embedder import ModelEmbedder
-from clipkit.suite.eval_data import EvalData, open_classes
+from clipkit.suite.eval_data import EvalData
 from clipkit.suite.examples import write_examples
-from clipkit.suite.opening import Opened, open_data
-from clipkit.suite.outcomes import data_digest, write_outcomes
+from clipkit.suite.opening import Opened, Splits, open_data
+from clipkit.suite.outcomes import Measured, write_outcomes
 from clipkit.suite.suite_file import Suite, TaskSpec
 from clipkit.suite.tasks import TASKS, Task
+from clipkit.tracking.result_runs import read_result
 
 if TYPE_CHECKING:
     from clipkit.interop import OpenedModel
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class _Planned:
+    """A task of the suite whose data sets are open."""
+
+    spec: TaskSpec
+    task: Task
+    splits: Splits
+
+    @property
+    def name(self) -> str:
+        return f"{self.spec.task}/{self.spec.set}"
+
+    @property
+    def num_rows(self) -> int:
+        return sum(len(one.rows) for one in self.splits if one is not None)
+
+    def about(self) -> dict[str, Any]:
+        """Return what tells this task on this data from all others: what a resumed run compares."""
+        test = self.splits.test
+        names, prompts = self.task.class_names(test), self.task.prompts(test)
+        learned = {
+            name: one.digest
+            for name, one in self.splits._asdict().items()
+            if name != "test" and one is not None
+        }
+        return {
+            "task": self.spec.task,
+            "set": self.spec.set,
+            "data": {
+                "id": test.data.path,
+                "revision": test.revision,
+                "split": test.data.split,
+                "n": len(test.rows),
+                "digest": test.digest,
+                "training": learned or None,
+                "classes": None if names is None else len(names),
+                "class_names": results.digest(names),
+                "templates": results.digest(_templates(test.data)),
+                "prompts": None
+                if prompts is None
+                else results.digest(map(str, prompts.of_classes())),
+            },
+            "arguments": self.spec.arguments,
+            "main_metric": self.spec.metric,
+            "verified": self.spec.verified,
+        }
 
 
 def benchmark(
@@ -48,7 +95,8 @@ def benchmark(
         opened: the model.
         suite: what to measure.
         output: the result file; its outcomes lie beside it.
-        resume: take over what the file holds for the same model, data and settings.
+        resume: take over what the file holds for the same model, data and settings, other suites'
+            tasks too.
         limit: evaluate the first so many rows of each test set only.
         batch_size: pictures at a time.
         watch: called with a task's name, how many pictures of it are embedded, and of how many.
@@ -56,64 +104,91 @@ def benchmark(
     settings = {"batch_size": batch_size, "limit": limit}
     result = results.new(opened, suite=suite.name, settings=settings)
     result["model"]["behaviour"] = _behaviour(opened)
-    before = _before(output, result) if resume and output is not None else {}
+    earlier = _earlier(output, result) if resume and output is not None else []
+    wanted = {(spec.task, spec.set) for spec in suite.tasks}
+    others = [entry for entry in earlier if (entry["task"], entry["set"]) not in wanted]
+    entries, todo = _take_over(_plan(suite, limit, result), earlier)
+    if entries or others:
+        log.info("%d tasks are kept from %s, measured before", len(entries) + len(others), output)
     embedder = ModelEmbedder(opened.model, scale=opened.scale, batch_size=batch_size)
-    ready = []
+    _embed_texts_together(embedder, todo)
+    for planned, about in todo:
+        try:
+            entry = about | _measure(planned, embedder, output, watch)
+        except Exception as error:  # whatever a data set or a stranger's model raises
+            _note_failure(result, planned.spec, error)
+            continue
+        entries[planned.spec.task, planned.spec.set] = entry
+        _write(output, result, suite, entries, others)
+    _write(output, result, suite, entries, others)
+    return result
+
+
+# --- Before ------------------------------------------------------------------------------------
+
+
+def _plan(suite: Suite, limit: int | None, result: dict[str, Any]) -> list[_Planned]:
+    """Open the data of all tasks; what cannot be opened is noted as failed."""
+    planned = []
     for spec in suite.tasks:
         try:
-            ready.append((spec, _prepare(spec, limit)))
-        except (UserError, OSError) as error:
+            planned.append(_open(spec, limit))
+        except Exception as error:  # whatever a reader of files meets
             _note_failure(result, spec, error)
-    todo = []
-    for spec, sets in ready:
-        entry = _described(spec, sets)
-        done = before.get((spec.task, spec.set))
-        if done is not None and all(done.get(key) == value for key, value in entry.items()):
-            result["tasks"].append(done)
+    return planned
+
+
+def _open(spec: TaskSpec, limit: int | None) -> _Planned:
+    task = TASKS[spec.task](**spec.arguments)
+
+    def opened(data: EvalData) -> Opened:
+        one = task.arrange(open_data(data))
+        task.check(one)
+        return one
+
+    return _Planned(
+        spec,
+        task,
+        Splits(
+            opened(spec.data if limit is None else replace(spec.data, limit=limit)),
+            None if spec.train is None else opened(spec.train),
+            None if spec.validation is None else opened(spec.validation),
+        ),
+    )
+
+
+_Entries = dict[tuple[str, str], dict[str, Any]]
+_Todo = list[tuple[_Planned, dict[str, Any]]]
+
+
+def _take_over(
+    planned: Sequence[_Planned], earlier: Sequence[dict[str, Any]]
+) -> tuple[_Entries, _Todo]:
+    """Return what was measured before just as it is wanted now, and what is left to do."""
+    before = {(entry["task"], entry["set"]): entry for entry in earlier}
+    entries: _Entries = {}
+    todo: _Todo = []
+    for one in planned:
+        about, key = one.about(), (one.spec.task, one.spec.set)
+        done = before.get(key)
+        if done is not None and all(done.get(name) == value for name, value in about.items()):
+            entries[key] = done
         else:
-            todo.append((spec, sets, entry))
-    if result["tasks"]:
-        log.info("%d tasks are kept from %s, measured before", len(result["tasks"]), output)
-    _embed_texts_together(embedder, todo)
-    for spec, sets, entry in todo:
-        name = f"{spec.task}/{spec.set}"
-        began, embedded = time.monotonic(), embedder.num_embedded
-        total = sum(len(part.rows) for part in sets.values())
+            todo.append((one, about))
+    return entries, todo
 
-        def say(_: int, name: str = name, embedded: int = embedded, total: int = total) -> None:
-            watch(name, embedder.num_embedded - embedded, total)
 
-        embedder.watch = say
-        try:
-            measured = _measure(spec, sets, embedder, name)
-        except Exception as error:  # whatever a data set or a stranger's model raises
-            _note_failure(result, spec, error)
-            continue
-        seconds = time.monotonic() - began
-        pictures = embedder.num_embedded - embedded
-        entry |= {
-            "metrics": results.as_json(measured.metrics),
-            "seconds": round(seconds, 3),
-            # None where another task had embedded the same pictures before.
-            "images_per_second": round(pictures / seconds, 2) if pictures else None,
-            "outcomes": None,
-        }
-        if output is not None and measured.outcomes:
-            path = results.outcomes_file(output, spec.task, spec.set)
-            digest = entry["data"]["digest"]
-            write_outcomes(path, measured, task=spec.task, set_name=spec.set, data=digest)
-            if measured.examples:
-                file = path.with_name(f"{path.stem}-examples.json")
-                write_examples(file, measured.examples, sets["test"].rows)
-            entry["outcomes"] = path.relative_to(output.parent).as_posix()
-        result["tasks"].append(entry)
-        if output is not None:
-            results.write(output, result)
-    order = {(spec.task, spec.set): place for place, spec in enumerate(suite.tasks)}
-    result["tasks"].sort(key=lambda entry: order[entry["task"], entry["set"]])
-    if output is not None:
-        results.write(output, result)
-    return result
+def _earlier(output: Path, result: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the tasks of an earlier file that the same model was measured on."""
+    if not output.is_file():
+        return []
+    earlier = read_result(output)
+    same = earlier.get("settings") == result["settings"] and all(
+        earlier["model"].get(key) == value
+        for key, value in result["model"].items()
+        if key not in ("spec", "name")
+    )
+    return list(earlier["tasks"]) if same else []
 
 
 def _behaviour(opened: OpenedModel) -> str | None:
@@ -121,88 +196,23 @@ def _behaviour(opened: OpenedModel) -> str | None:
 
     The same weights in another architecture have the same digest and are another model.
     """
-    pictures = [Image.fromarray(draw(sample(0, "test", index), 64)) for index in range(2)]
     try:
-        with torch.no_grad():
-            images = opened.model.embed_images(pictures)
-            texts = opened.model.embed_texts(["a photo of a dog", "two red circles on white"])
-        embeddings = torch.cat([ties.normalise(images.cpu()), ties.normalise(texts.cpu())])
-        rounded = (1000 * embeddings).round().long().flatten().tolist()
+        embeddings = torch.cat([ties.normalise(side) for side in probe(opened.model)])
     except Exception:  # the tasks say what is wrong with it
         return None
-    return results.digest(map(str, rounded))
-
-
-def _task(spec: TaskSpec) -> Task:
-    return TASKS[spec.task](**spec.arguments)
-
-
-def _prepare(spec: TaskSpec, limit: int | None) -> dict[str, Opened]:
-    """Open the sets of a task, the test set first."""
-    task = _task(spec)
-    wanted: dict[str, EvalData | None] = {
-        "test": spec.data if limit is None else replace(spec.data, limit=limit),
-        "train": spec.train,
-        "validation": spec.validation,
-    }
-    opened = {}
-    for name, data in wanted.items():
-        if data is not None:
-            opened[name] = task.arrange(open_data(data))
-            task.check(opened[name])
-    return opened
-
-
-def _described(spec: TaskSpec, sets: dict[str, Opened]) -> dict[str, Any]:
-    """Return what tells this task on this data from all others: what a resumed run compares."""
-    test = sets["test"]
-    names = _class_names(spec, test)
-    prompts = None
-    if spec.task in ("zeroshot", "multilabel"):
-        written = prompts_for(test.data, names or [])
-        owners, index = written.class_of_prompt.tolist(), written.prompt_index.tolist()
-        prompts = results.digest(
-            f"{owner} {written.unique[which]}" for owner, which in zip(owners, index, strict=True)
-        )
-    return {
-        "task": spec.task,
-        "set": spec.set,
-        "data": {
-            "id": test.data.path,
-            "revision": test.revision,
-            "split": test.data.split,
-            "n": len(test.rows),
-            "digest": data_digest(test.data, test.rows),
-            "training": {n: data_digest(s.data, s.rows) for n, s in sets.items() if n != "test"}
-            or None,
-            "classes": None if names is None else len(names),
-            "class_names": results.digest(names),
-            "templates": results.digest(_templates(test.data)),
-            "prompts": prompts,
-        },
-        "arguments": spec.arguments,
-        "main_metric": spec.metric,
-        "verified": spec.verified,
-    }
+    return results.digest(map(str, (1000 * embeddings).round().long().flatten().tolist()))
 
 
 def _templates(data: EvalData) -> list[str]:
     return [data.templates] if isinstance(data.templates, str) else list(data.templates)
 
 
-def _class_names(spec: TaskSpec, test: Opened) -> list[str] | None:
-    if spec.task in ("retrieval", "sugarcrepe", "winoground"):
-        return None
-    if spec.task == "multilabel":
-        return test.data.class_names
-    return open_classes(test.data, test.rows).names
+# --- Measuring ---------------------------------------------------------------------------------
 
 
-def _embed_texts_together(
-    embedder: ModelEmbedder, todo: list[tuple[TaskSpec, dict[str, Opened], dict[str, Any]]]
-) -> None:
+def _embed_texts_together(embedder: ModelEmbedder, todo: _Todo) -> None:
     """Embed the texts of all tasks at once: each different one once, in batches of like length."""
-    texts = [text for spec, sets, _ in todo for text in _task(spec).texts(sets["test"])]
+    texts = [text for planned, _ in todo for text in planned.task.texts(planned.splits.test)]
     try:
         if texts:
             embedder.texts(texts)
@@ -210,28 +220,54 @@ def _embed_texts_together(
         log.debug("the texts of all tasks together were refused", exc_info=True)
 
 
-def _measure(spec: TaskSpec, sets: dict[str, Opened], embedder: ModelEmbedder, name: str) -> Any:
+def _measure(
+    planned: _Planned,
+    embedder: ModelEmbedder,
+    output: Path | None,
+    watch: Callable[[str, int, int], object],
+) -> dict[str, Any]:
+    """Measure one task and return what a result file says of it."""
+    began, before = time.monotonic(), embedder.num_embedded
+    embedder.watch = lambda _: watch(planned.name, embedder.num_embedded - before, planned.num_rows)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
-        measured = _task(spec).measure(
-            embedder, sets["test"], train=sets.get("train"), validation=sets.get("validation")
-        )
+        measured = planned.task.measure(embedder, planned.splits)
     for warning in caught:
-        log.warning("%s: %s", name, warning.message)
-    return measured
+        log.warning("%s: %s", planned.name, warning.message)
+    seconds, pictures = time.monotonic() - began, embedder.num_embedded - before
+    return {
+        "metrics": results.as_json(measured.metrics),
+        "seconds": round(seconds, 3),
+        # None where another task had embedded the same pictures before.
+        "images_per_second": round(pictures / seconds, 2) if pictures else None,
+        "outcomes": None if output is None else _keep_outcomes(planned, measured, output),
+    }
 
 
-def _before(output: Path, result: dict[str, Any]) -> dict[tuple[str, str], dict[str, Any]]:
-    """Return the tasks of an earlier file that the same model was measured on, by task and set."""
-    if not output.is_file():
-        return {}
-    earlier = results.read(output)
-    same = all(earlier.get(key) == result[key] for key in ("settings",)) and all(
-        earlier["model"].get(key) == value
-        for key, value in result["model"].items()
-        if key not in ("spec", "name")
-    )
-    return {(entry["task"], entry["set"]): entry for entry in earlier["tasks"]} if same else {}
+def _keep_outcomes(planned: _Planned, measured: Measured, output: Path) -> str | None:
+    """Write what was measured sample by sample; returns the file, relative to the result's."""
+    if not measured.outcomes:
+        return None
+    spec, test = planned.spec, planned.splits.test
+    path = results.outcomes_file(output, spec.task, spec.set)
+    write_outcomes(path, measured, task=spec.task, set_name=spec.set, data=test.digest)
+    if measured.examples:
+        write_examples(path.with_name(f"{path.stem}-examples.json"), measured.examples, test.rows)
+    return path.relative_to(output.parent).as_posix()
+
+
+def _write(
+    output: Path | None,
+    result: dict[str, Any],
+    suite: Suite,
+    entries: _Entries,
+    others: Sequence[dict[str, Any]],
+) -> None:
+    """Bring the tasks into the suite's order, those of other suites last, and write the file."""
+    keys = [(spec.task, spec.set) for spec in suite.tasks]
+    result["tasks"] = [entries[key] for key in keys if key in entries] + list(others)
+    if output is not None:
+        results.write(output, result)
 
 
 def _note_failure(result: dict[str, Any], spec: TaskSpec, error: Exception) -> None:

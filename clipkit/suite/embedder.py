@@ -6,7 +6,6 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from hashlib import blake2b
 from typing import TYPE_CHECKING
 
 import torch
@@ -16,7 +15,7 @@ from torch import Tensor
 from clipkit.data.images import decode_image, naming_broken
 from clipkit.errors import UserError
 from clipkit.module import CLIPModule
-from clipkit.suite.encoding import embed_data
+from clipkit.suite.encoding import embed_data, pictures_of
 from clipkit.suite.eval_data import EvalData
 
 if TYPE_CHECKING:
@@ -83,9 +82,7 @@ class ModelEmbedder(Embedder):
 
     @torch.no_grad()
     def images(self, data: EvalData, rows: Rows) -> Tensor:
-        # By their keys alone: tasks read other captions of the same pictures.
-        keys = blake2b("\n".join(rows.keys()).encode("utf-8", "surrogateescape")).hexdigest()
-        pictures = (data.path, data.split, data.image_column, keys)
+        pictures = pictures_of(data, rows)
         if pictures not in self._images:
             batches = [
                 _checked(self.model.embed_images(batch), len(batch), "embed_images")

@@ -116,10 +116,15 @@ class _Pictures(Dataset[Tensor]):
 
 def _identity(data: EvalData, rows: Rows, module: CLIPModule) -> tuple[object, ...]:
     """Return what tells these pictures, as this encoder wants them, from all others."""
-    keys = blake2b("\n".join(rows.keys()).encode("utf-8", "surrogateescape")).hexdigest()
     encoder = module.image_encoder
     wanted = (encoder.image_size, encoder.resize_mode, encoder.interpolation)
-    return (data.path, data.split, data.image_column, keys, *wanted)
+    return (*pictures_of(data, rows), *wanted)
+
+
+def pictures_of(data: EvalData, rows: Rows) -> tuple[object, ...]:
+    """Return what tells these pictures from all others, whichever captions are read of them."""
+    keys = blake2b("\n".join(rows.keys()).encode("utf-8", "surrogateescape")).hexdigest()
+    return (data.path, data.split, data.image_column, keys)
 
 
 @torch.no_grad()

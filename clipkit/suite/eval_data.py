@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from clipkit.errors import UserError
-from clipkit.evaluation.prompts import readable
+from clipkit.errors import UserError, named
+from clipkit.evaluation.prompts import Prompts, collect, expand, readable
 
 if TYPE_CHECKING:
     from clipkit.data.rows import Rows
@@ -55,6 +57,13 @@ class EvalData:
             raise UserError(f"EvalData.limit: {self.limit} is not a positive number of rows")
 
 
+def refuse_set_name(name: str) -> str:
+    """Return what is wrong with a data set's name in metrics and files; '' for a good one."""
+    if re.fullmatch(r"[\w-][\w -]*", name):
+        return ""
+    return f"{name!r} names metrics and files; use letters, digits, _, - and blanks"
+
+
 @dataclass(frozen=True)
 class Classes:
     """Labels of the rows and the names they stand for."""
@@ -80,6 +89,25 @@ def open_classes(data: EvalData, rows: Rows) -> Classes:
         for label, name in zip(found.ids, rows.column(data.class_name_column), strict=True):
             names[int(label)] = str(name)
     return Classes(found.ids, names)
+
+
+def prompts_for(data: EvalData, class_names: Sequence[str]) -> Prompts:
+    """Return the prompts of the classes: those written out for each, or filled templates.
+
+    Raises:
+        UserError: a class has no prompts, or a template no place for the name.
+    """
+    if data.prompts is None:
+        return expand(class_names, data.templates)
+    prompts = {readable(name): texts for name, texts in data.prompts.items()} | data.prompts
+    spelled = [name if name in prompts else readable(name) for name in class_names]
+    lacking = [name for name in spelled if not prompts.get(name)]
+    if lacking:
+        raise UserError(
+            f"EvalData.prompts: {len(lacking)} of {len(class_names)} classes have no prompts "
+            f"({named([repr(name) for name in lacking])})"
+        )
+    return collect(prompts[name] for name in spelled)
 
 
 def _is_text(values: list[Any]) -> bool:

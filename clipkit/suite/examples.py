@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import io
 import json
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from torch import Tensor
 
 from clipkit.data.images import decode_image
+from clipkit.suite.whole_file import whole_file
 
 if TYPE_CHECKING:
     from clipkit.data.rows import Rows
@@ -56,10 +56,8 @@ def write_examples(path: Path, examples: Sequence[Example], rows: Rows) -> None:
         {**example._asdict(), "query": None, "image": _thumbnail(rows, example.row)}
         for example in examples
     ]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    unfinished.write_text(json.dumps(written, ensure_ascii=False), encoding="utf-8")
-    os.replace(unfinished, path)
+    with whole_file(path) as file:
+        file.write_text(json.dumps(written, ensure_ascii=False), encoding="utf-8")
 
 
 def _thumbnail(rows: Rows, row: int) -> str:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import cached_property
+from hashlib import blake2b
 from typing import TYPE_CHECKING, NamedTuple
 
 from clipkit.errors import UserError
-from clipkit.suite.eval_data import EvalData
+from clipkit.suite.eval_data import Classes, EvalData, open_classes
 
 if TYPE_CHECKING:
     from clipkit.data.pairs import PairDataModule
@@ -15,12 +17,41 @@ if TYPE_CHECKING:
 OPTION = "EvalData.path"
 
 
-class Opened(NamedTuple):
+@dataclass(frozen=True)
+class Opened:
     """A data set and its rows; what the data set says of its classes is filled in."""
 
     data: EvalData
     rows: Rows
     revision: str | None = None
+
+    @cached_property
+    def classes(self) -> Classes:
+        """The class of each row, and the names of the classes."""
+        return open_classes(self.data, self.rows)
+
+    @cached_property
+    def digest(self) -> str:
+        """Hex digest of keys, captions, labels and sizes of the pictures, where they are known.
+
+        It is equal where the same samples are scored against the same answers.
+        """
+        digest = blake2b(self.rows.digest().encode(), digest_size=16)
+        for column in (self.data.label_column, "targets"):
+            try:
+                answers = self.rows.column(column), self.rows.class_names(column)
+            except UserError:
+                continue  # there is no such column
+            digest.update(repr(answers).encode("utf-8", "surrogateescape"))
+        return digest.hexdigest()
+
+
+class Splits(NamedTuple):
+    """What a task is given: the rows it is judged on, and those that a probe learns from."""
+
+    test: Opened
+    train: Opened | None = None
+    validation: Opened | None = None
 
 
 def open_data(data: EvalData, training: PairDataModule | None = None) -> Opened:
@@ -36,7 +67,7 @@ def open_data(data: EvalData, training: PairDataModule | None = None) -> Opened:
     opened = _open(data, training)
     if data.limit is None:
         return opened
-    return opened._replace(rows=opened.rows[: data.limit])
+    return replace(opened, rows=opened.rows[: data.limit])
 
 
 def _open(data: EvalData, training: PairDataModule | None) -> Opened:
@@ -66,7 +97,7 @@ def _open(data: EvalData, training: PairDataModule | None) -> Opened:
         captions_required=False,
         option=OPTION,
     )
-    return Opened(data, layout.split(data.split))
+    return Opened(data, layout.split(data.split), layout.revision)
 
 
 def other_pictures(opened: Opened, image_column: str) -> Opened:

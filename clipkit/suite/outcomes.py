@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
-from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from torch import Tensor
 
-from clipkit.errors import UserError
 from clipkit.evaluation.metric import Metric
+from clipkit.suite.whole_file import whole_file
+from clipkit.tracking.outcomes import SCHEMA
 
 if TYPE_CHECKING:
-    from clipkit.data.rows import Rows
-    from clipkit.suite.eval_data import EvalData
     from clipkit.suite.examples import Example
-
-SCHEMA = 1
 
 
 class Outcome(NamedTuple):
@@ -39,27 +34,6 @@ class Measured(NamedTuple):
     outcomes: list[Outcome]
     class_names: list[str] | None = None
     examples: list[Example] | None = None
-
-
-def data_digest(data: EvalData, rows: Rows) -> str:
-    """Return a digest of keys, captions, labels and sizes of the pictures, where they are known.
-
-    It is equal where the same samples are scored against the same answers.
-    """
-    from clipkit.data.rows import StoredRows
-
-    digest = blake2b(digest_size=16)
-    if isinstance(rows, StoredRows):
-        digest.update(rows.digest().encode())
-    for key, captions in zip(rows.keys(), rows.all_captions(), strict=True):
-        digest.update(repr((key, captions)).encode("utf-8", "surrogateescape"))
-    for column in (data.label_column, "targets"):
-        try:
-            answers = rows.column(column), rows.class_names(column)
-        except UserError:
-            continue  # there is no such column
-        digest.update(repr(answers).encode("utf-8", "surrogateescape"))
-    return digest.hexdigest()
 
 
 def write_outcomes(
@@ -102,10 +76,8 @@ def write_outcomes(
         "class_names": measured.class_names,
     }
     table = pa.concat_tables(tables).replace_schema_metadata({"clipkit": json.dumps(about)})
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    pq.write_table(table, unfinished)
-    os.replace(unfinished, path)
+    with whole_file(path) as file:
+        pq.write_table(table, file)
 
 
 def _column(values: Tensor | None, length: int) -> object:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from hashlib import sha256
@@ -13,13 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 from clipkit.errors import UserError
 from clipkit.evaluation.metric import Metric
+from clipkit.suite.whole_file import whole_file
 from clipkit.tracking.config import commit, device_name, versions
+from clipkit.tracking.result_runs import KIND, SCHEMA
 
 if TYPE_CHECKING:
     from clipkit.interop import OpenedModel
-
-SCHEMA = 1
-KIND = "clipkit-benchmark"
 
 
 def new(opened: OpenedModel, *, suite: str, settings: dict[str, Any]) -> dict[str, Any]:
@@ -35,7 +33,7 @@ def new(opened: OpenedModel, *, suite: str, settings: dict[str, Any]) -> dict[st
             "tokenizer": opened.tokenizer,
             "preprocess": opened.preprocess,
             "embed_dim": opened.embed_dim,
-            "dtype": "float32",
+            "dtype": opened.dtype,
             "scale": opened.scale,
         },
         "suite": suite,
@@ -75,28 +73,11 @@ def digest(items: Iterable[str] | None) -> str | None:
 def write(path: Path, result: dict[str, Any]) -> None:
     """Write a result file, whole or not at all."""
     text = json.dumps(result, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
-    unfinished = path.with_name(f".{path.name}.unfinished")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished.write_text(text, encoding="utf-8")
-        os.replace(unfinished, path)
+        with whole_file(path) as file:
+            file.write_text(text, encoding="utf-8")
     except OSError as error:
         raise UserError(f"--output {path}: cannot be written ({error.strerror})") from error
-
-
-def read(path: Path) -> dict[str, Any]:
-    """Read a result file of this schema."""
-    try:
-        result = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read as a result file ({error})") from error
-    if not isinstance(result, dict) or result.get("kind") != KIND:
-        raise UserError(f"{path}: no result file of clipkit benchmark")
-    if result.get("schema") != SCHEMA:
-        raise UserError(
-            f"{path}: schema {result.get('schema')!r}, this version writes {SCHEMA}; measure anew"
-        )
-    return result
 
 
 def outcomes_file(output: Path, task: str, set_name: str) -> Path:

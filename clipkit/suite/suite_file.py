@@ -25,8 +25,8 @@ import yaml
 from clipkit.errors import UserError
 from clipkit.evaluation.prompts import TEMPLATES, resolve_templates
 from clipkit.suite.builtin import BUILTIN
-from clipkit.suite.clip_benchmark import OWN, is_folder, is_reference, prompts_for, read_reference
-from clipkit.suite.eval_data import EvalData
+from clipkit.suite.clip_benchmark import OWN, is_folder, is_reference, read_reference
+from clipkit.suite.eval_data import EvalData, prompts_for, refuse_set_name
 
 COLLECTIONS = Path(__file__).parent / "collections"
 """The folder of the suites that clipkit ships."""
@@ -54,7 +54,6 @@ ARGUMENTS: dict[str, dict[str, type]] = {
 
 _PROMPTED = ("zeroshot", "multilabel")
 _TRAINED = ("probe", "fewshot", "knn")
-_SET = re.compile(r"[\w-][\w -]*")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _DATA = tuple(entry.name for entry in fields(EvalData) if entry.name != "when")
 
@@ -142,10 +141,8 @@ def _read_task(entry: _Value) -> TaskSpec:
     if task in _TRAINED and "train" not in written:
         raise entry.error(f"train is missing: {task} learns from data, as {{split: train}}")
     name = written["set"].text()
-    if not _SET.fullmatch(name):
-        raise written["set"].error(
-            f"{name!r} names metrics and files; use letters, digits, _, - and blanks"
-        )
+    if wrong := refuse_set_name(name):
+        raise written["set"].error(wrong)
     data = _read_data(written["data"], task, name)
     parts = {
         part: _read_data(written[part], task, name, like=data)

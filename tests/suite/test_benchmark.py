@@ -15,7 +15,6 @@ from clipkit.suite import EvalData, results
 from clipkit.suite.benchmark import benchmark
 from clipkit.suite.command import table
 from clipkit.suite.opening import open_data
-from clipkit.suite.outcomes import data_digest
 from clipkit.suite.suite_file import read_suite
 
 SUITE = """\
@@ -64,7 +63,7 @@ class Pixels(Constant):
 def opened(model, *, scale=None, weights="w"):
     return OpenedModel(
         model=model, spec="my_code:build", name="own", scale=scale, weights=weights,
-        tokenizer=None, preprocess=None, embed_dim=8,
+        tokenizer=None, preprocess=None, dtype="float32", embed_dim=8,
     )  # fmt: skip
 
 
@@ -253,5 +252,5 @@ def test_other_answers_are_other_data(tmp_path):
     digests = set()
     for answers in (("x", "y"), ("y", "x")):
         (tmp_path / "metadata.csv").write_text(rows.format(*answers))
-        digests.add(data_digest(data, open_data(data).rows))
+        digests.add(open_data(data).digest)
     assert len(digests) == 2

@@ -29,13 +29,12 @@ from clipkit.suite.clip_benchmark import (
     is_folder,
     open_folder,
     open_sugar_crepe,
-    prompts_for,
     read_reference,
     save_clip_benchmark,
     targets_of,
     to_clip_benchmark,
 )
-from clipkit.suite.eval_data import EvalData, open_classes
+from clipkit.suite.eval_data import EvalData, open_classes, prompts_for
 from clipkit.suite.suite_file import read_suite
 
 COUNT = 25  # more than ten shards of two: their order is that of numbers, not of names

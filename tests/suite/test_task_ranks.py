@@ -14,7 +14,7 @@ from clipkit.losses import InfoNCELoss
 from clipkit.module import CLIPModule
 from clipkit.suite import EvalData
 from clipkit.suite.embedder import ModuleEmbedder
-from clipkit.suite.opening import open_data
+from clipkit.suite.opening import Splits, open_data
 from clipkit.suite.tasks import Retrieval, ZeroShot
 from clipkit.temperature import Temperature
 from clipkit.tokenizer import Tokenizer
@@ -44,7 +44,7 @@ def evaluate(rank, world_size, store, folder, result):
     try:
         for task in (ZeroShot(), Retrieval()):
             opened = open_data(EvalData(path=folder, split="train", limit=ROWS))
-            measured = task.measure(embedder, task.arrange(opened))
+            measured = task.measure(embedder, Splits(task.arrange(opened)))
             found[task.kind] = (
                 {name: metric.value for name, metric in measured.metrics.items()},
                 [(one.metric, one.row, one.group, one.outcome) for one in measured.outcomes],

@@ -30,8 +30,8 @@ from clipkit.data.layouts.manifests import (
 from clipkit.data.layouts.request import ACCEPTED, FileError, Request
 from clipkit.data.layouts.shards import read_shards
 from clipkit.data.layouts.tables import TABLE_SUFFIXES, read_tables, saved_files
-from clipkit.data.rows import StoredRows, named
-from clipkit.errors import UserError
+from clipkit.data.rows import StoredRows
+from clipkit.errors import UserError, named
 
 __all__ = ["Layout", "open_layout"]
 
@@ -48,6 +48,7 @@ class Layout:
         caption_columns: the columns that captions come from; none where none was needed.
         caption_template: what made captions of the names of classes, where they are these.
         notes: what was left out.
+        revision: the commit, of a data set of the hub.
     """
 
     path: str
@@ -58,6 +59,7 @@ class Layout:
     caption_columns: list[str]
     caption_template: str | None
     notes: list[str]
+    revision: str | None = None
     option: str = "data.dataset"
 
     @property
@@ -145,6 +147,7 @@ def open_layout(
         caption_columns=found.caption_columns,
         caption_template=found.caption_template,
         notes=found.notes,
+        revision=found.revision,
         option=option,
     )
 

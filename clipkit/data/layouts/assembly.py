@@ -15,7 +15,8 @@ from clipkit.data.layouts.columns import (
     without_caption,
 )
 from clipkit.data.layouts.request import Request
-from clipkit.data.rows import Source, StoredRows, named
+from clipkit.data.rows import Source, StoredRows
+from clipkit.errors import named
 
 # Up to this share of a split may be incomplete: it is left out and the report says so. More is an
 # error, because nobody reads a report of half the data missing.
@@ -39,6 +40,7 @@ class Found:
     caption_columns: list[str]
     caption_template: str | None  # where captions are made from the names of classes
     notes: list[str]
+    revision: str | None = None  # the commit, of a data set of the hub
 
 
 def assemble(

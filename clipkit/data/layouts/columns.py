@@ -16,7 +16,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from clipkit.data.layouts.request import Request
-from clipkit.data.rows import Source, named
+from clipkit.data.rows import Source
+from clipkit.errors import named
 
 # Searched in this order, whatever the case of the letters.
 CAPTION_COLUMNS = (

@@ -12,7 +12,8 @@ from clipkit.data.layouts.assembly import MAX_INCOMPLETE_RATIO, Found, Part, ass
 from clipkit.data.layouts.columns import class_words, keys_of_paths, lines_of, readable
 from clipkit.data.layouts.listing import in_order, is_image, is_split_name, split_name, suffix
 from clipkit.data.layouts.request import ACCEPTED, Request
-from clipkit.data.rows import FileSource, named
+from clipkit.data.rows import FileSource
+from clipkit.errors import named
 
 TEXT_SUFFIXES = frozenset({".txt", ".caption"})
 _ABOUT = ("readme", "license", "licence", "notice", "classes", "classnames", "labels", "credits")

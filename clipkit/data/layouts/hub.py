@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import glob
 import os
+import re
+from dataclasses import replace
 from typing import Any
 
 import yaml
@@ -32,7 +34,15 @@ def read_hub(request: Request) -> Found:
         split_name(name): [part["filename"] for part in rows.cache_files]
         for name, rows in loaded.items()
     }
-    return read_tables(request, "", files, "data set of the hub")
+    found = read_tables(request, "", files, "data set of the hub")
+    return replace(found, revision=_revision(files))
+
+
+def _revision(files: dict[str, list[str]]) -> str | None:
+    """Return the commit that the cache of `datasets` names its folder after."""
+    folders = {os.path.basename(os.path.dirname(file)) for part in files.values() for file in part}
+    commits = [folder for folder in folders if re.fullmatch(r"[0-9a-f]{40}", folder)]
+    return commits[0] if len(commits) == len(folders) == 1 else None
 
 
 def declared_files(request: Request, root: str) -> dict[str, list[str]] | None:

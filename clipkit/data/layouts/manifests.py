@@ -19,7 +19,8 @@ from clipkit.data.layouts.assembly import MAX_INCOMPLETE_RATIO, Found, Part, ass
 from clipkit.data.layouts.columns import IMAGE_COLUMNS, arrow_of, find, keys_of_paths, readable
 from clipkit.data.layouts.listing import in_order, is_image, is_split_name, split_name, suffix
 from clipkit.data.layouts.request import Request
-from clipkit.data.rows import FileSource, named
+from clipkit.data.rows import FileSource
+from clipkit.errors import named
 
 JSON_SUFFIXES = frozenset({".jsonl", ".ndjson"})
 # .txt because some well-known sets hand out their list as captions.txt.

@@ -27,7 +27,8 @@ from clipkit.data.layouts.columns import (
 )
 from clipkit.data.layouts.listing import IMAGE_SUFFIXES, in_order, suffix
 from clipkit.data.layouts.request import FileError, Request
-from clipkit.data.rows import Source, named
+from clipkit.data.rows import Source
+from clipkit.errors import named
 
 # Names of the classes that `cls` counts, beside the shards or one folder above.
 _CLASS_FILES = ("classnames.txt", "classes.txt")

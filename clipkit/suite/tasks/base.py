@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 
+from clipkit.evaluation.prompts import Prompts
 from clipkit.suite.embedder import Embedder
-from clipkit.suite.opening import Opened
+from clipkit.suite.opening import Opened, Splits
 from clipkit.suite.outcomes import Measured
 
 
@@ -28,17 +29,19 @@ class Task(ABC):
         """Refuse a data set that lacks what the evaluation needs."""
         self.texts(opened)
 
+    def class_names(self, opened: Opened) -> list[str] | None:
+        """Return the names of the classes, None for a task without any."""
+        return None
+
+    def prompts(self, opened: Opened) -> Prompts | None:
+        """Return what classes are asked for by, None for a task that asks for none."""
+        return None
+
     def texts(self, opened: Opened) -> list[str]:
         """Return the texts it will ask for: those of all tasks are embedded together."""
-        return []
+        prompts = self.prompts(opened)
+        return [] if prompts is None else prompts.unique
 
     @abstractmethod
-    def measure(
-        self,
-        embedder: Embedder,
-        test: Opened,
-        *,
-        train: Opened | None = None,
-        validation: Opened | None = None,
-    ) -> Measured:
-        """Evaluate on the test rows."""
+    def measure(self, embedder: Embedder, splits: Splits) -> Measured:
+        """Evaluate on the test rows; the others are for what learns."""

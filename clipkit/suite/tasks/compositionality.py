@@ -12,7 +12,7 @@ from clipkit.evaluation.compositionality import (
     winoground_metrics,
 )
 from clipkit.suite.embedder import Embedder
-from clipkit.suite.opening import Opened, other_pictures
+from clipkit.suite.opening import Opened, Splits, other_pictures
 from clipkit.suite.outcomes import Measured, Outcome
 from clipkit.suite.tasks.base import Task
 
@@ -37,14 +37,8 @@ class SugarCrepe(Task):
     def texts(self, opened: Opened) -> list[str]:
         return [text for captions in opened.rows.all_captions() for text in captions[:2]]
 
-    def measure(
-        self,
-        embedder: Embedder,
-        test: Opened,
-        *,
-        train: Opened | None = None,
-        validation: Opened | None = None,
-    ) -> Measured:
+    def measure(self, embedder: Embedder, splits: Splits) -> Measured:
+        test = splits.test
         numbers = torch.arange(len(test.rows))
         # A picture that stands in several rows is one: its examples are not independent.
         first: dict[str, int] = {}
@@ -69,17 +63,10 @@ class Winoground(Task):
         columns = (opened.rows.column(f"caption_{which}") for which in (0, 1))
         return [str(text) for pair in zip(*columns, strict=True) for text in pair]
 
-    def measure(
-        self,
-        embedder: Embedder,
-        test: Opened,
-        *,
-        train: Opened | None = None,
-        validation: Opened | None = None,
-    ) -> Measured:
-        pictures = [
-            embedder.images(*other_pictures(test, column)[:2]) for column in ("image_0", "image_1")
-        ]
+    def measure(self, embedder: Embedder, splits: Splits) -> Measured:
+        test = splits.test
+        sides = [other_pictures(test, column) for column in ("image_0", "image_1")]
+        pictures = [embedder.images(side.data, side.rows) for side in sides]
         numbers = torch.arange(len(test.rows))
         found = winoground(
             torch.cat(pictures),

@@ -17,37 +17,36 @@ from clipkit.evaluation.probes import (
     probe_metrics,
 )
 from clipkit.suite.embedder import Embedder
-from clipkit.suite.eval_data import open_classes
-from clipkit.suite.opening import Opened
+from clipkit.suite.opening import Opened, Splits
 from clipkit.suite.outcomes import Measured, Outcome
 from clipkit.suite.tasks.base import Task
 
 
-class LinearProbe(Task):
+class _Labelled(Task):
+    """A task whose rows have a class each."""
+
+    def class_names(self, opened: Opened) -> list[str]:
+        return opened.classes.names
+
+    def check(self, opened: Opened) -> None:
+        self.class_names(opened)
+
+
+class LinearProbe(_Labelled):
     """Logistic regression on the image embeddings, its penalty chosen on validation pictures."""
 
     kind = "probe"
     measures = ("top1", "mean_class_top1")
 
-    def check(self, opened: Opened) -> None:
-        open_classes(opened.data, opened.rows)
-
-    def measure(
-        self,
-        embedder: Embedder,
-        test: Opened,
-        *,
-        train: Opened | None = None,
-        validation: Opened | None = None,
-    ) -> Measured:
-        splits, names = _labelled(embedder, test, train, validation)
+    def measure(self, embedder: Embedder, splits: Splits) -> Measured:
+        sides, names = _labelled(embedder, splits)
         found = linear_probe(
-            splits["train"], splits.get("validation"), splits["test"], num_classes=len(names)
+            sides["train"], sides.get("validation"), sides["test"], num_classes=len(names)
         )
         return _classified(probe_metrics(found), found.test, names)
 
 
-class FewShotProbe(Task):
+class FewShotProbe(_Labelled):
     """The probe on a few pictures a class, drawn anew by every seed.
 
     Args:
@@ -62,31 +61,21 @@ class FewShotProbe(Task):
         self.shots = shots
         self.seeds = seeds
 
-    def check(self, opened: Opened) -> None:
-        open_classes(opened.data, opened.rows)
-
-    def measure(
-        self,
-        embedder: Embedder,
-        test: Opened,
-        *,
-        train: Opened | None = None,
-        validation: Opened | None = None,
-    ) -> Measured:
-        splits, names = _labelled(embedder, test, train, validation)
+    def measure(self, embedder: Embedder, splits: Splits) -> Measured:
+        sides, names = _labelled(embedder, splits)
         found = few_shot_probe(
-            splits["train"],
-            splits["test"],
+            sides["train"],
+            sides["test"],
             num_classes=len(names),
             shots=self.shots,
             seeds=range(self.seeds),
         )
-        numbers = torch.arange(len(test.rows))
+        numbers = torch.arange(len(splits.test.rows))
         outcomes = [Outcome("top1", numbers, numbers, found.top1)]
         return Measured(few_shot_metrics(found), outcomes, names)
 
 
-class NearestNeighbours(Task):
+class NearestNeighbours(_Labelled):
     """The vote of the nearest training pictures.
 
     Args:
@@ -99,46 +88,32 @@ class NearestNeighbours(Task):
     def __init__(self, *, k: int = 20) -> None:
         self.k = k
 
-    def check(self, opened: Opened) -> None:
-        open_classes(opened.data, opened.rows)
-
-    def measure(
-        self,
-        embedder: Embedder,
-        test: Opened,
-        *,
-        train: Opened | None = None,
-        validation: Opened | None = None,
-    ) -> Measured:
-        splits, names = _labelled(embedder, test, train, validation)
+    def measure(self, embedder: Embedder, splits: Splits) -> Measured:
+        sides, names = _labelled(embedder, splits)
         found = classify_by_neighbours(
-            *splits["train"], *splits["test"], num_classes=len(names), k=self.k
+            *sides["train"], *sides["test"], num_classes=len(names), k=self.k
         )
         return _classified(knn_metrics(found), found, names)
 
 
-def _labelled(
-    embedder: Embedder, test: Opened, train: Opened | None, validation: Opened | None
-) -> tuple[dict[str, Labelled], list[str]]:
+def _labelled(embedder: Embedder, splits: Splits) -> tuple[dict[str, Labelled], list[str]]:
     """Return embeddings and classes of the splits that there are, and the names of the classes."""
-    if train is None:
+    if splits.train is None:
         raise UserError("a probe needs training pictures; name them under train")
-    opened = {"train": train, "validation": validation, "test": test}
-    classes = {n: open_classes(one.data, one.rows) for n, one in opened.items() if one is not None}
+    opened = {name: one for name, one in splits._asdict().items() if one is not None}
+    classes = {name: one.classes for name, one in opened.items()}
     names = max((one.names for one in classes.values()), key=len)
     if any(one.names != names[: len(one.names)] for one in classes.values()):
         # Words that were numbered in each split by itself.
         names = sorted({name for one in classes.values() for name in one.names})
-    splits = {}
+    sides = {}
     for name, one in classes.items():
         labels = one.labels
         if one.names != names[: len(one.names)]:
             labels = np.array([names.index(word) for word in one.names], np.int64)[labels]
-        split = opened[name]
-        assert split is not None
-        images = embedder.images(split.data, split.rows)
-        splits[name] = Labelled(images, torch.from_numpy(labels))
-    return splits, names
+        images = embedder.images(opened[name].data, opened[name].rows)
+        sides[name] = Labelled(images, torch.from_numpy(labels))
+    return sides, names
 
 
 def _classified(

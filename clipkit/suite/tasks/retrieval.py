@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -10,7 +12,7 @@ from clipkit.evaluation import ties
 from clipkit.evaluation.retrieval import retrieval_metrics, retrieve
 from clipkit.suite.embedder import Embedder
 from clipkit.suite.examples import choose
-from clipkit.suite.opening import Opened
+from clipkit.suite.opening import Opened, Splits
 from clipkit.suite.outcomes import Measured, Outcome
 from clipkit.suite.tasks.base import Task
 
@@ -38,7 +40,7 @@ class Retrieval(Task):
         # A picture that stands in several rows is one candidate with several captions.
         from clipkit.data.rows import group_by_picture
 
-        return opened._replace(rows=group_by_picture(opened.rows))
+        return replace(opened, rows=group_by_picture(opened.rows))
 
     def check(self, opened: Opened) -> None:
         if not any(opened.rows.all_captions()):
@@ -47,14 +49,8 @@ class Retrieval(Task):
     def texts(self, opened: Opened) -> list[str]:
         return self._captions(opened)[0]
 
-    def measure(
-        self,
-        embedder: Embedder,
-        test: Opened,
-        *,
-        train: Opened | None = None,
-        validation: Opened | None = None,
-    ) -> Measured:
+    def measure(self, embedder: Embedder, splits: Splits) -> Measured:
+        test = splits.test
         captions, pairs = self._captions(test)
         images, texts = embedder.images(test.data, test.rows), embedder.texts(captions)
         found = retrieve(images, texts, pairs)

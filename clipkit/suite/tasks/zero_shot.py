@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -12,11 +11,11 @@ from clipkit.errors import UserError
 from clipkit.evaluation.calibration import calibrate, calibration_metrics
 from clipkit.evaluation.classification import build_classifier, classification_metrics, classify
 from clipkit.evaluation.multilabel import classify_multilabel, multilabel_metrics
-from clipkit.evaluation.prompts import Prompts, class_name_warnings, readable
+from clipkit.evaluation.prompts import Prompts, class_name_warnings
 from clipkit.suite.embedder import Embedder
-from clipkit.suite.eval_data import Classes, EvalData, open_classes
+from clipkit.suite.eval_data import prompts_for
 from clipkit.suite.examples import choose
-from clipkit.suite.opening import Opened
+from clipkit.suite.opening import Opened, Splits
 from clipkit.suite.outcomes import Measured, Outcome
 from clipkit.suite.tasks.base import Task
 
@@ -27,23 +26,20 @@ class ZeroShot(Task):
     kind = "zeroshot"
     measures = ("top1", "top5", "mean_class_top1")
 
-    def texts(self, opened: Opened) -> list[str]:
-        return _prompts(opened.data, open_classes(opened.data, opened.rows)).unique
+    def class_names(self, opened: Opened) -> list[str]:
+        return opened.classes.names
 
-    def measure(
-        self,
-        embedder: Embedder,
-        test: Opened,
-        *,
-        train: Opened | None = None,
-        validation: Opened | None = None,
-    ) -> Measured:
-        classes = open_classes(test.data, test.rows)
-        for sentence in class_name_warnings(classes.names):
+    def prompts(self, opened: Opened) -> Prompts:
+        return prompts_for(opened.data, self.class_names(opened))
+
+    def measure(self, embedder: Embedder, splits: Splits) -> Measured:
+        test = splits.test
+        names = self.class_names(test)
+        for sentence in class_name_warnings(names):
             warnings.warn(sentence, stacklevel=2)
-        classifier = classifier_of(embedder, test.data, classes)
+        classifier = classifier_of(embedder, self.prompts(test), len(names))
         images = embedder.images(test.data, test.rows)
-        labels = torch.from_numpy(classes.labels)
+        labels = torch.from_numpy(test.classes.labels)
         found = classify(images, classifier, labels)
         metrics = classification_metrics(found)
         if embedder.scale is not None:
@@ -54,7 +50,7 @@ class ZeroShot(Task):
         outcomes = [Outcome("top1", numbers, numbers, found.top1, found.labels, found.predicted)]
         if found.top5 is not None:
             outcomes.append(Outcome("top5", numbers, numbers, found.top5))
-        names, truth, predicted = classes.names, found.labels.tolist(), found.predicted.tolist()
+        truth, predicted = found.labels.tolist(), found.predicted.tolist()
         examples = choose(
             found.strict_top1, lambda row: names[truth[row]], lambda row: names[predicted[row]]
         )
@@ -67,46 +63,30 @@ class Multilabel(Task):
     kind = "multilabel"
     measures = ("map", "map_11point")
 
-    def texts(self, opened: Opened) -> list[str]:
-        return _prompts(opened.data, _names(opened)).unique
+    def class_names(self, opened: Opened) -> list[str]:
+        if not opened.data.class_names:
+            raise UserError("class_names: needed where a picture may show several classes")
+        return list(opened.data.class_names)
 
-    def measure(
-        self,
-        embedder: Embedder,
-        test: Opened,
-        *,
-        train: Opened | None = None,
-        validation: Opened | None = None,
-    ) -> Measured:
+    def prompts(self, opened: Opened) -> Prompts:
+        return prompts_for(opened.data, self.class_names(opened))
+
+    def measure(self, embedder: Embedder, splits: Splits) -> Measured:
         from clipkit.suite.clip_benchmark import targets_of
 
-        classes = _names(test)
+        test = splits.test
+        names = self.class_names(test)
         found = classify_multilabel(
             embedder.images(test.data, test.rows),
-            classifier_of(embedder, test.data, classes),
+            classifier_of(embedder, self.prompts(test), len(names)),
             torch.from_numpy(targets_of(test.rows)),
         )
         numbers = torch.arange(len(test.rows))
         outcome = Outcome("map", numbers, numbers, found.rows)
-        return Measured(multilabel_metrics(found), [outcome], classes.names)
+        return Measured(multilabel_metrics(found), [outcome], names)
 
 
-def classifier_of(embedder: Embedder, data: EvalData, classes: Classes) -> Tensor:
+def classifier_of(embedder: Embedder, prompts: Prompts, num_classes: int) -> Tensor:
     """Return one unit vector a class (C, D), from its prompts."""
-    prompts = _prompts(data, classes)
     texts = embedder.texts(prompts.unique)[prompts.prompt_index]
-    return build_classifier(texts, prompts.class_of_prompt, len(classes.names))
-
-
-def _prompts(data: EvalData, classes: Classes) -> Prompts:
-    # pyarrow is needed from here on, and not to train.
-    from clipkit.suite.clip_benchmark import prompts_for
-
-    return prompts_for(data, classes.names)
-
-
-def _names(opened: Opened) -> Classes:
-    """Return the classes of a multi-label set, whose rows have targets instead of a label."""
-    if not opened.data.class_names:
-        raise UserError("class_names: needed where a picture may show several classes")
-    return Classes(np.zeros(0, np.int64), [readable(name) for name in opened.data.class_names])
+    return build_classifier(texts, prompts.class_of_prompt, num_classes)
