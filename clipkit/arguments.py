@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import re
 from difflib import get_close_matches
 from typing import Any, NoReturn
 
 from clipkit.errors import UserError
 
 _UNKNOWN = "unrecognized arguments: "
+_INVALID = re.compile(r"invalid choice: '(.*?)' \(choose from (.*)\)")
 
 
 class Parser(argparse.ArgumentParser):
@@ -24,4 +26,10 @@ class Parser(argparse.ArgumentParser):
             close = get_close_matches(word.partition("=")[0], options, n=1, cutoff=0.5)
             hint = f"did you mean {close[0]}?" if close else "--help lists what there is"
             message = f"{word}: no such option; {hint}"
+        if chosen := _INVALID.search(message):
+            known = re.findall(r"[\w-]+", chosen[2])
+            close = get_close_matches(chosen[1], known, n=1, cutoff=0.5)
+            hint = f"did you mean {close[0]}? " if close else ""
+            option = message.removeprefix("argument ").partition(":")[0]
+            message = f"{option}: unknown {chosen[1]!r}; {hint}known are: {', '.join(known)}"
         raise UserError(f"{self.prog.removeprefix('clipkit ')}: {message}")

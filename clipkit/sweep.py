@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import shlex
@@ -19,7 +18,7 @@ import yaml
 from clipkit.arguments import Parser
 from clipkit.building import configuration_of
 from clipkit.errors import UserError
-from clipkit.tracking import STATUS_FILE
+from clipkit.tracking.folder_runs import read_status
 
 log = logging.getLogger(__name__)
 
@@ -110,7 +109,9 @@ def combinations(over: Sequence[str], seeds: int) -> list[list[str]]:
 def is_finished(run: Run) -> bool:
     """Whether a run of exactly this configuration has come to its end."""
     folders = [run.folder, *sorted(run.folder.parent.glob(f"{run.folder.name}-*"))]
-    return any(_status(folder) == "finished" and _same(folder, run) for folder in folders)
+    return any(
+        read_status(folder).get("status") == "finished" and _same(folder, run) for folder in folders
+    )
 
 
 def _axis(text: str) -> list[str]:
@@ -136,14 +137,6 @@ def _planned(words: list[str], group: str | None) -> Run:
     configuration = configuration_of(words)
     group = group or configuration["experiment"]
     return Run([*words, f"--group={group}"], configuration)
-
-
-def _status(folder: Path) -> str | None:
-    try:
-        status = json.loads((folder / STATUS_FILE).read_text(encoding="utf-8")).get("status")
-    except (OSError, ValueError, AttributeError):
-        return None
-    return status if isinstance(status, str) else None
 
 
 def _same(folder: Path, run: Run) -> bool:

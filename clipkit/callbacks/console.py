@@ -12,9 +12,11 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, TQDMProgressBar
 
-from clipkit.callbacks.evaluation import Evaluation, chosen_checkpoint
+from clipkit.callbacks.evaluation import Evaluation
 from clipkit.module import CLIPModule
 from clipkit.tracking import MLflowLogger, folder_of_run
+from clipkit.tracking.chosen import chosen_checkpoint
+from clipkit.tracking.metric_names import short
 
 log = logging.getLogger(__name__)
 
@@ -24,13 +26,9 @@ SHOWN = {
         "text_to_image_r1", "text_to_image_r5", "text_to_image_r10",
         "image_to_text_r1", "image_to_text_r5", "image_to_text_r10",
     ),
+    "probe": ("top1", "mean_class_top1"),
+    "knn": ("top1", "mean_class_top1"),
 }  # fmt: skip
-SHORT = {
-    "text_to_image_r": "T→I R@",
-    "image_to_text_r": "I→T R@",
-    "mean_class_top1": "mean per class",
-    "top": "top-",
-}
 
 
 class Bar(TQDMProgressBar):
@@ -165,19 +163,12 @@ def _tables(metrics: dict[str, float]) -> Iterator[str]:
         shown = [m for m in measures if any(f"{kind}/{s}/{m}" in metrics for s in sets)]
         if not shown:
             continue
-        header = [kind, *(_heading(measure) for measure in shown)]
+        header = [kind, *map(short, shown)]
         rows = [
             [name, *(_cell(metrics, f"{kind}/{name}/{measure}") for measure in shown)]
             for name in sets
         ]
         yield _aligned([header, *rows])
-
-
-def _heading(measure: str) -> str:
-    for long, short in SHORT.items():
-        if measure.startswith(long):
-            return short + measure.removeprefix(long)
-    return measure
 
 
 def _cell(metrics: dict[str, float], name: str) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 from torch import Tensor
@@ -19,6 +19,7 @@ from clipkit.data.pairs import PairDataModule
 from clipkit.errors import UserError
 from clipkit.module import CLIPModule
 from clipkit.suite import EvalData
+from clipkit.suite.digests import digest_of_values
 from clipkit.suite.embedder import ModuleEmbedder
 from clipkit.suite.eval_data import refuse_set_name
 from clipkit.suite.examples import write_examples
@@ -26,6 +27,8 @@ from clipkit.suite.opening import Opened, Splits, open_data
 from clipkit.suite.outcomes import Measured, write_outcomes
 from clipkit.suite.tasks import Task
 from clipkit.tracking import MLflowLogger, folder_of_run
+from clipkit.tracking.chosen import best_score, saved_step
+from clipkit.tracking.outcomes import examples_beside
 
 
 class Evaluation(Callback):
@@ -126,7 +129,11 @@ class Evaluation(Callback):
         # After the first epoch of a fit too: the checkpoint callback wants its metric from then on.
         fitting = trainer.state.fn == TrainerFn.FITTING
         if not fitting or not self._has_logged or self._clock.due_after_epoch(trainer):
-            pl_module.log_dict(_exactly(self._evaluate(trainer, pl_module, "epoch")))
+            metrics = self._evaluate(trainer, pl_module, "epoch")
+            if fitting:
+                # At the steps that were made, as within an epoch; Lightning would log one less.
+                _log_directly(trainer, metrics, step=trainer.global_step)
+            pl_module.log_dict(_exactly(metrics), logger=not fitting)
             self._has_logged = True
         # In an epoch without an evaluation the checkpoint callback still reads the last value,
         # which Lightning keeps; the loggers get none.
@@ -175,7 +182,7 @@ class Evaluation(Callback):
                 # Training goes on: a broken picture in one of many sets is no reason to lose it.
                 warnings.warn(f"not evaluated ({error.sentence})", stacklevel=2)
                 return {}
-        self._keep_outcomes(trainer, name, test, measured)
+        self._keep_outcomes(trainer, name, splits, measured)
         found: dict[str, float] = {}
         for measure in self.task.measures:
             metric = measured.metrics.get(measure)
@@ -197,7 +204,7 @@ class Evaluation(Callback):
 
     @rank_zero_only
     def _keep_outcomes(
-        self, trainer: L.Trainer, name: str, test: Opened, measured: Measured
+        self, trainer: L.Trainer, name: str, splits: Splits, measured: Measured
     ) -> None:
         folder = folder_of_run(trainer)
         if folder is None:
@@ -208,12 +215,11 @@ class Evaluation(Callback):
             measured,
             task=self.task.kind,
             set_name=name,
-            data=test.digest,
+            data=splits.test.digest,
+            settings=digest_of_values(self.task.settings(splits)),
             step=trainer.global_step,
         )
-        if measured.examples:
-            file = path.with_name(f"{self.task.kind}-{name}-examples.json")
-            write_examples(file, measured.examples, test.rows)
+        write_examples(path, measured.examples, splits.test.rows)
         self._kept[path] = (trainer.global_step, best_score(trainer))
 
     @rank_zero_only
@@ -224,10 +230,15 @@ class Evaluation(Callback):
         has changed since the outcomes were written, and no step was made in between.
         """
         for last, (step, before) in self._kept.items():
-            chosen = best_score(trainer) != before and chosen_step(trainer) == step
-            if chosen and last.is_file():
-                name = last.name.replace("-last.parquet", "-chosen.parquet")
-                last.with_name(name).write_bytes(last.read_bytes())
+            if best_score(trainer) == before or saved_step(trainer) != step:
+                continue
+            chosen = last.with_name(last.name.replace("-last.parquet", "-chosen.parquet"))
+            for source, target in (
+                (last, chosen),
+                (examples_beside(last), examples_beside(chosen)),
+            ):
+                if source.is_file():
+                    target.write_bytes(source.read_bytes())
         self._kept.clear()
 
     @rank_zero_only
@@ -246,33 +257,6 @@ def own_data(trainer: L.Trainer) -> PairDataModule | None:
     """Return the data module of the run, where it is one of clipkit's."""
     data = getattr(trainer, "datamodule", None)
     return data if isinstance(data, PairDataModule) else None
-
-
-def chooser(trainer: L.Trainer) -> ModelCheckpoint | None:
-    """Return the checkpoint callback that chooses by a monitored metric, if there is one."""
-    for callback in trainer.checkpoint_callbacks:
-        if isinstance(callback, ModelCheckpoint) and callback.monitor is not None:
-            return callback
-    return None
-
-
-def chosen_checkpoint(trainer: L.Trainer) -> str:
-    """Return the file that holds the best weights so far, or ''."""
-    callback = chooser(trainer)
-    return "" if callback is None else callback.best_model_path
-
-
-def best_score(trainer: L.Trainer) -> float | None:
-    """Return the best value of the monitored metric so far."""
-    callback = chooser(trainer)
-    score = None if callback is None else callback.best_model_score
-    return None if score is None else float(score)
-
-
-def chosen_step(trainer: L.Trainer) -> int | None:
-    """Return the step whose weights the chooser saved last."""
-    callback = chooser(trainer)
-    return None if callback is None else callback._last_global_step_saved
 
 
 def _exactly(metrics: dict[str, float]) -> dict[str, Tensor]:

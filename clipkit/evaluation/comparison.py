@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from clipkit.evaluation.statistics import Interval, student_quantile, student_tail
+from clipkit.evaluation.statistics import SEED, Interval, student_quantile, student_tail
 
 _NORMAL = NormalDist().inv_cdf(0.975)
 
@@ -45,7 +45,7 @@ def paired_difference(
     groups: Tensor | None = None,
     *,
     samples: int = 10_000,
-    seed: int = 0,
+    seed: int = SEED,
 ) -> Difference:
     """The difference of two models' means on the same rows, by the bootstrap of their groups.
 

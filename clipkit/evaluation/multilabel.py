@@ -17,7 +17,7 @@ from torch import Tensor
 from clipkit.errors import UserError
 from clipkit.evaluation import ties
 from clipkit.evaluation.metric import Metric
-from clipkit.evaluation.statistics import spread_interval
+from clipkit.evaluation.statistics import SEED, spread_interval
 
 # The spread of so many resamples is known to 5 %, and that of the interval it gives.
 _RESAMPLES = 200
@@ -48,7 +48,7 @@ def classify_multilabel(
     targets: Tensor,
     *,
     block_size: int | None = None,
-    seed: int = 0,
+    seed: int = SEED,
 ) -> MultilabelOutcomes:
     """Ranks N images for each of C classes.
 

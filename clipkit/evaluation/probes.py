@@ -31,6 +31,7 @@ from clipkit.evaluation.classification import (
 )
 from clipkit.evaluation.metric import Metric
 from clipkit.evaluation.statistics import (
+    SEED,
     Interval,
     class_mean_interval,
     student_quantile,
@@ -158,7 +159,7 @@ def linear_probe(
     *,
     num_classes: int,
     penalties: Sequence[float] = PENALTIES,
-    seed: int = 0,
+    seed: int = SEED,
 ) -> ProbeOutcomes:
     """Chooses a penalty on the validation images, fits train and validation, judges test.
 
@@ -270,7 +271,7 @@ def draw_shots(rows: Labelled, shots: int, *, num_classes: int, seed: int) -> La
 
 
 def hold_out(
-    rows: Labelled, ratio: float, *, num_classes: int, seed: int = 0
+    rows: Labelled, ratio: float, *, num_classes: int, seed: int = SEED
 ) -> tuple[Labelled, Labelled]:
     """Splits a share of each class off, drawn at random: what is left, and what is held out."""
     labels, counts = _counted(rows, num_classes)

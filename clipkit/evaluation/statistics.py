@@ -16,6 +16,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+SEED = 0
+"""Of all that an evaluation draws (resamples, rows held out), unless it is told another."""
+
 _NORMAL = NormalDist().inv_cdf(0.975)
 
 

@@ -49,6 +49,7 @@ class OpenedModel:
         preprocess: digest of what is done to a picture before the tower; None likewise.
         dtype: the type of the weights, in which the towers run; embeddings leave them as float32.
         embed_dim: the width D of the joint space.
+        configuration: what a checkpoint of clipkit was trained by.
     """
 
     model: EmbeddingModel
@@ -60,6 +61,7 @@ class OpenedModel:
     preprocess: str | None
     dtype: str
     embed_dim: int
+    configuration: dict[str, Any] | None = None
 
 
 @torch.no_grad()

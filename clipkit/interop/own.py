@@ -50,6 +50,7 @@ def open_checkpoint(spec: str, path: str, trust: Sequence[str], device: str | No
         ),
         dtype=dtype_of(module),
         embed_dim=module.embed_dim,
+        configuration=module.configuration,
     )
 
 

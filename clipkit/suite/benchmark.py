@@ -14,8 +14,10 @@ import torch
 
 from clipkit.errors import UserError
 from clipkit.evaluation import ties
+from clipkit.evaluation.statistics import SEED
 from clipkit.interop.base import probe
 from clipkit.suite import results
+from clipkit.suite.digests import digest_of_texts, digest_of_values
 from clipkit.suite.embedder import ModelEmbedder
 from clipkit.suite.eval_data import EvalData
 from clipkit.suite.examples import write_examples
@@ -50,12 +52,7 @@ class _Planned:
     def about(self) -> dict[str, Any]:
         """Return what tells this task on this data from all others: what a resumed run compares."""
         test = self.splits.test
-        names, prompts = self.task.class_names(test), self.task.prompts(test)
-        learned = {
-            name: one.digest
-            for name, one in self.splits._asdict().items()
-            if name != "test" and one is not None
-        }
+        names = self.task.class_names(test)
         return {
             "task": self.spec.task,
             "set": self.spec.set,
@@ -65,15 +62,10 @@ class _Planned:
                 "split": test.data.split,
                 "n": len(test.rows),
                 "digest": test.digest,
-                "training": learned or None,
                 "classes": None if names is None else len(names),
-                "class_names": results.digest(names),
-                "templates": results.digest(_templates(test.data)),
-                "prompts": None
-                if prompts is None
-                else results.digest(map(str, prompts.of_classes())),
+                "templates": digest_of_texts(_templates(test.data)),
             },
-            "arguments": self.spec.arguments,
+            **self.task.settings(self.splits),
             "main_metric": self.spec.metric,
             "verified": self.spec.verified,
         }
@@ -101,7 +93,7 @@ def benchmark(
         batch_size: pictures at a time.
         watch: called with a task's name, how many pictures of it are embedded, and of how many.
     """
-    settings = {"batch_size": batch_size, "limit": limit}
+    settings = {"batch_size": batch_size, "limit": limit, "seed": SEED}
     result = results.new(opened, suite=suite.name, settings=settings)
     result["model"]["behaviour"] = _behaviour(opened)
     earlier = _earlier(output, result) if resume and output is not None else []
@@ -134,7 +126,7 @@ def _plan(suite: Suite, limit: int | None, result: dict[str, Any]) -> list[_Plan
         try:
             planned.append(_open(spec, limit))
         except Exception as error:  # whatever a reader of files meets
-            _note_failure(result, spec, error)
+            _note_failure(result, spec, error, where=spec.where)
     return planned
 
 
@@ -186,7 +178,7 @@ def _earlier(output: Path, result: dict[str, Any]) -> list[dict[str, Any]]:
     same = earlier.get("settings") == result["settings"] and all(
         earlier["model"].get(key) == value
         for key, value in result["model"].items()
-        if key not in ("spec", "name")
+        if key not in ("spec", "name", "configuration")
     )
     return list(earlier["tasks"]) if same else []
 
@@ -200,7 +192,7 @@ def _behaviour(opened: OpenedModel) -> str | None:
         embeddings = torch.cat([ties.normalise(side) for side in probe(opened.model)])
     except Exception:  # the tasks say what is wrong with it
         return None
-    return results.digest(map(str, (1000 * embeddings).round().long().flatten().tolist()))
+    return digest_of_texts(map(str, (1000 * embeddings).round().long().flatten().tolist()))
 
 
 def _templates(data: EvalData) -> list[str]:
@@ -250,9 +242,15 @@ def _keep_outcomes(planned: _Planned, measured: Measured, output: Path) -> str |
         return None
     spec, test = planned.spec, planned.splits.test
     path = results.outcomes_file(output, spec.task, spec.set)
-    write_outcomes(path, measured, task=spec.task, set_name=spec.set, data=test.digest)
-    if measured.examples:
-        write_examples(path.with_name(f"{path.stem}-examples.json"), measured.examples, test.rows)
+    write_outcomes(
+        path,
+        measured,
+        task=spec.task,
+        set_name=spec.set,
+        data=test.digest,
+        settings=digest_of_values(planned.task.settings(planned.splits)),
+    )
+    write_examples(path, measured.examples, test.rows)
     return path.relative_to(output.parent).as_posix()
 
 
@@ -270,10 +268,13 @@ def _write(
         results.write(output, result)
 
 
-def _note_failure(result: dict[str, Any], spec: TaskSpec, error: Exception) -> None:
+def _note_failure(
+    result: dict[str, Any], spec: TaskSpec, error: Exception, *, where: str = ""
+) -> None:
     sentence = (
         error.sentence if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
     )
+    sentence = f"{where}: {sentence}" if where else sentence
     log.warning("%s/%s failed: %s", spec.task, spec.set, sentence)
     log.debug("the traceback", exc_info=error)
     result["failed"].append({"task": spec.task, "set": spec.set, "error": sentence})

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from clipkit.data.images import decode_image
 from clipkit.suite.whole_file import whole_file
+from clipkit.tracking.outcomes import examples_beside
 
 if TYPE_CHECKING:
     from clipkit.data.rows import Rows
@@ -50,13 +51,15 @@ def choose(
     return chosen
 
 
-def write_examples(path: Path, examples: Sequence[Example], rows: Rows) -> None:
-    """Write samples as JSON, with thumbnails inside."""
+def write_examples(outcomes: Path, examples: Sequence[Example], rows: Rows) -> None:
+    """Write samples as JSON beside the file of outcomes, with thumbnails inside."""
     written = [
         {**example._asdict(), "query": None, "image": _thumbnail(rows, example.row)}
         for example in examples
     ]
-    with whole_file(path) as file:
+    if not written:
+        return
+    with whole_file(examples_beside(outcomes)) as file:
         file.write_text(json.dumps(written, ensure_ascii=False), encoding="utf-8")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -33,11 +34,18 @@ class Measured(NamedTuple):
     metrics: dict[str, Metric]
     outcomes: list[Outcome]
     class_names: list[str] | None = None
-    examples: list[Example] | None = None
+    examples: Sequence[Example] = ()
 
 
 def write_outcomes(
-    path: Path, measured: Measured, *, task: str, set_name: str, data: str, step: int | None = None
+    path: Path,
+    measured: Measured,
+    *,
+    task: str,
+    set_name: str,
+    data: str,
+    settings: str,
+    step: int | None = None,
 ) -> None:
     """Write the outcomes as parquet, whole or not at all.
 
@@ -47,6 +55,7 @@ def write_outcomes(
         task: kind of the evaluation, as in metric names.
         set_name: name of the data set, as in metric names.
         data: digest of the rows that were scored.
+        settings: digest of what else decided the score: see `Task.settings`.
         step: optimiser steps of the weights that were scored, where a run knows.
     """
     import pyarrow as pa
@@ -72,6 +81,7 @@ def write_outcomes(
         "task": task,
         "set": set_name,
         "data": data,
+        "settings": settings,
         "step": step,
         "class_names": measured.class_names,
     }

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable
 from datetime import UTC, datetime
-from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +33,7 @@ def new(opened: OpenedModel, *, suite: str, settings: dict[str, Any]) -> dict[st
             "embed_dim": opened.embed_dim,
             "dtype": opened.dtype,
             "scale": opened.scale,
+            "configuration": opened.configuration,
         },
         "suite": suite,
         "settings": settings,
@@ -61,13 +60,6 @@ def as_json(metrics: dict[str, Metric]) -> dict[str, dict[str, float | int | Non
         }
         for name, metric in metrics.items()
     }
-
-
-def digest(items: Iterable[str] | None) -> str | None:
-    """Return a short digest of a list of texts, in its order."""
-    if items is None:
-        return None
-    return sha256(json.dumps(list(items)).encode()).hexdigest()[:32]
 
 
 def write(path: Path, result: dict[str, Any]) -> None:

@@ -72,6 +72,7 @@ class TaskSpec:
             task itself has it.
         metric: the main metric.
         verified: whether a run has opened this data as it is described here.
+        where: file and line, for messages.
     """
 
     task: str
@@ -82,6 +83,7 @@ class TaskSpec:
     arguments: dict[str, int] = field(default_factory=dict)
     metric: str
     verified: bool = False
+    where: str = ""
 
 
 @dataclass(frozen=True)
@@ -160,6 +162,7 @@ def _read_task(entry: _Value) -> TaskSpec:
         },
         metric=written["metric"].choice(METRICS[task]) if "metric" in written else METRICS[task][0],
         verified="verified" in written and written["verified"].flag(),
+        where=f"{entry.file}, line {entry.line}",
         **parts,
     )
 

@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from clipkit.tracking.journal import Journal
     from clipkit.tracking.logger import MLflowLogger
-    from clipkit.tracking.run_folder import STATUS_FILE, RunFolder, folder_of_run
+    from clipkit.tracking.run_folder import RunFolder, folder_of_run
 
-__all__ = ["STATUS_FILE", "Journal", "MLflowLogger", "RunFolder", "folder_of_run"]
+__all__ = ["Journal", "MLflowLogger", "RunFolder", "folder_of_run"]
 
 _FILES = {
     "Journal": "journal",
     "MLflowLogger": "logger",
-    "STATUS_FILE": "run_folder",
     "RunFolder": "run_folder",
     "folder_of_run": "run_folder",
 }

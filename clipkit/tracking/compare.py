@@ -22,11 +22,11 @@ from clipkit.tracking.metric_names import (
     evaluation_of,
     higher_is_better,
     is_bound,
+    is_evaluation,
     main_metrics,
 )
 from clipkit.tracking.result_runs import ResultRun
 from clipkit.tracking.runs import Run, Score, Which
-from clipkit.tracking.sources import identity
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -121,16 +121,21 @@ class Configuration:
         return (_SEED.sub("", name) or name) if len(self.entries) > 1 else name
 
     @property
+    def finished(self) -> list[Entry]:
+        """The runs that came to their end: the others count as no seed."""
+        return [entry for entry in self.entries if entry.run.status == "finished"]
+
+    @property
     def seeds(self) -> list[str]:
-        """The different seeds, in order."""
-        return list(dict.fromkeys(entry.run.seed or "?" for entry in self.entries))
+        """The different seeds of finished runs, in order."""
+        return list(dict.fromkeys(entry.run.seed or "?" for entry in self.finished))
 
     def values(self, metric: str) -> list[float]:
         """Return one value a seed: of a seed that was run twice, the later; finished runs only."""
         found: dict[str, float] = {}
-        for entry in self.entries:
+        for entry in sorted(self.finished, key=lambda entry: entry.run.began):
             score = entry.scores.get(metric)
-            if score is not None and entry.run.status == "finished" and math.isfinite(score.value):
+            if score is not None and math.isfinite(score.value):
                 found[entry.run.seed or entry.label] = score.value
         return list(found.values())
 
@@ -217,8 +222,8 @@ def compare(
         metrics: names, ends of names or patterns; left out, the main ones of each task.
         how: how the value of a run is taken.
     """
-    present = {identity(run) for run in runs}
-    shown = [*runs, *(run for run in baseline if identity(run) not in present)]
+    present = {run.identity for run in runs}
+    shown = [*runs, *(run for run in baseline if run.identity not in present)]
     notes = [f"{run.name}: {failure}" for run in shown for failure in getattr(run, "failed", ())]
     empty = [run for run in shown if not run.latest]
     shown = [run for run in shown if run.latest]
@@ -251,7 +256,11 @@ def choose_metrics(runs: Sequence[Run], asked: Sequence[str]) -> list[str]:
     """Return the metrics to show, in order; an unknown one is refused."""
     names = list(dict.fromkeys(name for run in runs for name in run.latest if not is_bound(name)))
     if not asked:
-        return main_metrics(names)
+        mains = main_metrics(names)
+        losses = {run.params.get("model.loss") for run in runs} - {None}
+        # The values of different losses are of different scales.
+        comparable = [name for name in mains if not name.endswith("/loss")]
+        return comparable if comparable and len(losses) > 1 else mains
     found: dict[str, None] = {}
     for pattern in asked:
         hits = [
@@ -333,10 +342,13 @@ def _no_claim(first: Configuration, second: Configuration, metric: str, how: How
         return "a best over epochs was chosen on the split it is measured on"
     if min(len(first.values(metric)), len(second.values(metric))) < 2:
         return "fewer than two finished seeds on a side"
-    digests = {
-        entry.run.digest(evaluation_of(metric)) for one in (first, second) for entry in one.entries
-    } - {None}
-    return f"measured on different data ({len(digests)} digests)" if len(digests) > 1 else None
+    runs = [entry.run for one in (first, second) for entry in one.finished]
+    evaluation = evaluation_of(metric)
+    digests = {run.digest(evaluation) for run in runs} - {None}
+    if len(digests) > 1:
+        return f"measured on different data ({len(digests)} digests)"
+    settings = {run.settings(evaluation) for run in runs} - {None}
+    return "evaluated with other class names, prompts or arguments" if len(settings) > 1 else None
 
 
 def _rows(first: Entry, second: Entry, metric: str, how: How) -> tuple[Tensor, Tensor, Tensor]:
@@ -350,7 +362,13 @@ def _rows(first: Entry, second: Entry, metric: str, how: How) -> tuple[Tensor, T
         file = entry.run.outcome_file(evaluation, which_outcomes(entry.run, how))
         if file is None:
             raise UserError(f"{entry.label} has no outcomes sample by sample")
-        read.append(outcomes.read(file))
+        found = outcomes.read(file)
+        if how == "chosen" and found.step is not None and found.step != entry.run.chosen_step:
+            raise UserError(
+                f"{entry.label} kept the outcomes of step {found.step} and chose that of step "
+                f"{entry.run.chosen_step}"
+            )
+        read.append(found)
     return outcomes.pair(read[0], read[1], measure)
 
 
@@ -435,12 +453,12 @@ def _baseline(configurations: list[Configuration], baseline: Sequence[Run]) -> E
     if not baseline:
         entries = [entry for one in configurations for entry in one.entries]
         return next((entry for entry in entries if entry.run.status == "finished"), entries[0])
-    wanted = {identity(run) for run in baseline}
+    wanted = {run.identity for run in baseline}
     holding = [
         (one, entry)
         for one in configurations
         for entry in one.entries
-        if identity(entry.run) in wanted
+        if entry.run.identity in wanted
     ]
     if len({one.label for one, _ in holding}) > 1:
         names = ", ".join(entry.name for _, entry in holding[:6])
@@ -474,16 +492,37 @@ def _notes(configurations: list[Configuration], metrics: Sequence[str], how: How
         without = [e.label for e in entries if not e.scores and not isinstance(e.run, ResultRun)]
         if without:
             notes.append(f"{', '.join(without)} chose no checkpoint by a metric: no value is shown")
-    for evaluation in dict.fromkeys(evaluation_of(m) for m in metrics if m.count("/") >= 2):
-        measured: dict[str, list[str]] = {}
-        for entry in entries:
-            if any(evaluation_of(metric) == evaluation for metric in entry.scores):
-                digest = entry.run.digest(evaluation)
-                if digest is not None:
-                    measured.setdefault(digest, []).append(entry.label)
+    for evaluation in dict.fromkeys(evaluation_of(m) for m in metrics if is_evaluation(m)):
+        having = [e for e in entries if any(evaluation_of(m) == evaluation for m in e.scores)]
+        measured = _sharing({e.label: e.run.digest(evaluation) for e in having})
         if len(measured) > 1:
-            parts = "; ".join(f"{', '.join(w)} on {d[:8]}" for d, w in measured.items())
             notes.append(
-                f"{evaluation} was measured on different data, which do not compare: {parts}"
+                f"{evaluation} was measured on different data, which do not compare: "
+                f"{_listed(measured)}"
             )
+        settings = _sharing({e.label: e.run.settings(evaluation) for e in having})
+        if len(settings) > 1:
+            notes.append(
+                f"{evaluation} was evaluated with other class names, prompts or arguments, so that "
+                f"a difference may be theirs: {_listed(settings)}"
+            )
+    results = [entry for entry in entries if isinstance(entry.run, ResultRun)]
+    for labels in _sharing({e.label: e.run.environment.get("weights") for e in results}).values():
+        if len(labels) > 1:
+            notes.append(f"{', '.join(labels)} have the same weights")
+    if len(entries) > 1 and not any(sum(m in e.scores for e in entries) > 1 for m in metrics):
+        notes.append("no two of them were measured by the same metric: there is nothing to compare")
     return notes
+
+
+def _sharing(digests: dict[str, str | None]) -> dict[str, list[str]]:
+    """Return the labels that share a digest; those whose digest is unknown not."""
+    found: dict[str, list[str]] = {}
+    for label, digest in digests.items():
+        if digest is not None:
+            found.setdefault(digest, []).append(label)
+    return found
+
+
+def _listed(labels: dict[str, list[str]]) -> str:
+    return "; ".join(f"{', '.join(names)} on {digest[:8]}" for digest, names in labels.items())

@@ -12,6 +12,8 @@ import yaml
 from clipkit.errors import UserError
 from clipkit.tracking.runs import Point, Run, Which, as_params
 
+STATUS_FILE = "status.json"
+
 
 class FolderRun(Run):
     """A run as ``runs/<experiment>/<run>`` holds it."""
@@ -23,8 +25,10 @@ class FolderRun(Run):
         self.params = read_params(self.folder / "config.yaml")
         self.experiment = self.params.get("experiment") or self.folder.parent.name
         self.environment = {}
-        self.status = read_status(self.folder)
-        self._points = _read_journal(self.folder / "metrics.jsonl")
+        self._said = read_status(self.folder)
+        self.identity = str(self._said.get("id", self.folder))
+        self.status = str(self._said.get("status", "unfinished"))
+        self.began, self._points = _read_journal(self.folder / "metrics.jsonl")
         self.latest = {name: points[-1].value for name, points in self._points.items()}
 
     def history(self, metric: str) -> list[Point]:
@@ -33,17 +37,21 @@ class FolderRun(Run):
     def outcome_file(self, evaluation: str, which: Which) -> Path | None:
         return outcome_file(self.folder, evaluation, which)
 
-    def outcome_step(self) -> int | None:
-        return max((points[-1].step for points in self._points.values()), default=None)
+    @property
+    def chosen_step(self) -> int | None:
+        if self.status != "finished":
+            return self._step_of_best()
+        chosen = self._said.get("chosen")
+        return int(chosen["step"]) if isinstance(chosen, dict) and "step" in chosen else None
 
 
-def read_status(folder: Path) -> str:
-    """Return how a run ended; one that was killed has not said so."""
+def read_status(folder: Path) -> dict[str, Any]:
+    """Return what a run says of its end: one that was killed says that it has not come to it."""
     try:
-        status = json.loads((folder / "status.json").read_text(encoding="utf-8"))["status"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return "unfinished"
-    return str(status)
+        status = json.loads((folder / STATUS_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        status = None
+    return status if isinstance(status, dict) else {}
 
 
 def is_run_folder(path: Path) -> bool:
@@ -75,11 +83,12 @@ def read_params(path: Path) -> dict[str, str]:
     return as_params(configuration)
 
 
-def _read_journal(path: Path) -> dict[str, list[Point]]:
+def _read_journal(path: Path) -> tuple[float, dict[str, list[Point]]]:
+    """Return when the run began to log, and what it logged."""
     points: dict[str, list[Point]] = defaultdict(list)
-    if not path.is_file():
-        return points
     began: float | None = None
+    if not path.is_file():
+        return 0.0, points
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     for index, text in enumerate(lines):
         try:
@@ -93,4 +102,4 @@ def _read_journal(path: Path) -> dict[str, list[Point]]:
         line.pop("epoch", None)
         for name, value in line.items():
             points[name].append(Point(step, moment - began, float(value)))
-    return points
+    return began or 0.0, points

@@ -96,6 +96,11 @@ class MLflowLogger(MLFlowLogger):
         """Store a file with the run, in a folder of its artifacts."""
         self.experiment.log_artifact(self.run_id, str(file), folder)
 
+    @rank_zero_only
+    def tag(self, name: str, value: str) -> None:
+        """Set a tag of the run."""
+        self.experiment.set_tag(str(self.run_id), name, value)
+
     @property
     def where(self) -> str:
         """Return the command or address that shows the run."""

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clipkit.errors import UserError
-from clipkit.tracking.folder_runs import outcome_file
+from clipkit.tracking.folder_runs import outcome_file, read_status
 from clipkit.tracking.runs import Point, Run, Which
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
 
 _PAGE = 1000
+_NOT_ENVIRONMENT = tuple(f"clipkit.{n}" for n in ("run_folder", "recipe", "id", "chosen_step"))
 
 
 class Store:
@@ -129,7 +130,7 @@ class MLflowRun(Run):
     def __init__(self, store: Store, run: Recorded, experiment: str) -> None:
         self._store = store
         self.id: str = run.info.run_id
-        self._began: float = (run.info.start_time or 0) / 1000
+        self.began = (run.info.start_time or 0) / 1000
         self.name = run.info.run_name or self.id
         self.experiment = experiment
         self.where = f"{experiment}/{self.name}"
@@ -137,11 +138,16 @@ class MLflowRun(Run):
         self.params = dict(run.data.params)
         self.latest = dict(run.data.metrics)
         tags = run.data.tags
-        self.folder = Path(tags["clipkit.run_folder"]) if "clipkit.run_folder" in tags else None
+        self.identity = tags.get("clipkit.id", self.id)
+        folder = Path(tags.get("clipkit.run_folder", ""))
+        # Another run may have taken the name since.
+        self.folder = folder if read_status(folder).get("id") == self.identity else None
+        step = tags.get("clipkit.chosen_step", "")
+        self._chosen_step = int(step) if step.isdecimal() else None
         self.environment = {
             key.removeprefix("clipkit.").removeprefix("version."): value
             for key, value in tags.items()
-            if key.startswith("clipkit.") and key not in ("clipkit.run_folder", "clipkit.recipe")
+            if key.startswith("clipkit.") and key not in _NOT_ENVIRONMENT
         }
         if "mlflow.source.git.commit" in tags:
             self.environment["commit"] = tags["mlflow.source.git.commit"]
@@ -155,15 +161,14 @@ class MLflowRun(Run):
                 points = self._store.client.get_metric_history(self.id, metric)
             points = sorted(points, key=lambda point: (point.timestamp, point.step))
             self._histories[metric] = [
-                Point(point.step, max(0.0, point.timestamp / 1000 - self._began), point.value)
+                Point(point.step, max(0.0, point.timestamp / 1000 - self.began), point.value)
                 for point in points
             ]
         return self._histories[metric]
 
-    def outcome_step(self) -> int | None:
-        names = [name for name in self.latest if name.count("/") >= 2] or [*self.latest]
-        points = self.history(names[0]) if names else []
-        return points[-1].step if points else None
+    @property
+    def chosen_step(self) -> int | None:
+        return self._chosen_step if self.status == "finished" else self._step_of_best()
 
     def outcome_file(self, evaluation: str, which: Which) -> Path | None:
         # The run's own folder is the same and nearer.
@@ -176,9 +181,9 @@ class MLflowRun(Run):
                 return self._download(path)
         return None
 
-    def examples_file(self, evaluation: str) -> Path | None:
-        beside = super().examples_file(evaluation)
-        name = f"{evaluation.replace('/', '-')}-examples.json"
+    def examples_file(self, evaluation: str, which: Which) -> Path | None:
+        beside = super().examples_file(evaluation, which)
+        name = f"{evaluation.replace('/', '-')}-{which}-examples.json"
         paths = [path for path in self._artifacts if path.rpartition("/")[2] == name]
         return beside or (self._download(paths[0]) if paths else None)
 

@@ -32,17 +32,15 @@ class Outcomes(NamedTuple):
 
     path: Path
     digest: str | None
+    settings: str | None
     step: int | None
     class_names: list[str] | None
     metrics: dict[str, Rows]
 
 
-def read_digest(path: Path) -> str | None:
-    """Return the digest of the data, without reading the rows; None where there is none."""
-    try:
-        return read(path).digest
-    except UserError:
-        return None
+def examples_beside(path: Path) -> Path:
+    """Return the file of examples that belongs to a file of outcomes."""
+    return path.with_name(f"{path.stem}-examples.json")
 
 
 def read(path: Path) -> Outcomes:
@@ -83,7 +81,14 @@ def _read(path: Path, _changed: int) -> Outcomes:
         label, predicted = (_whole(column, here) for column in labels)
         row, group, outcome = (columns[name][here] for name in ("row", "group", "outcome"))
         metrics[metric] = Rows(row, group, outcome, label, predicted)
-    return Outcomes(path, about.get("data"), about.get("step"), about.get("class_names"), metrics)
+    return Outcomes(
+        path,
+        about.get("data"),
+        about.get("settings"),
+        about.get("step"),
+        about.get("class_names"),
+        metrics,
+    )
 
 
 def pair(

@@ -70,7 +70,7 @@ def report_data(comparison: Comparison) -> dict[str, Any]:
         "short_params": short_params(comparison.params),
         "curves": _curves(comparison),
         "classes": [found for entry in entries for found in _classes(entry, comparison)],
-        "examples": [found for entry in entries for found in _examples(entry)],
+        "examples": [found for entry in entries for found in _examples(entry, comparison)],
         "params": {entry.label: {**entry.run.params} for entry in entries},
         "environment": {entry.label: {**entry.run.environment} for entry in entries},
     }
@@ -92,23 +92,30 @@ def _curves(comparison: Comparison) -> list[dict[str, Any]]:
     axes = {entry.label: _Axes(entry.run) for entry in comparison.entries}
     curves = []
     for metric in dict.fromkeys([*comparison.metrics, *rest]):
-        series = {
-            entry.label: axes[entry.label].series(metric)
-            for entry in comparison.entries
-            if len(entry.run.history(metric)) > 1
-        }
-        if series:
+        having = [entry for entry in comparison.entries if len(entry.run.history(metric)) > 1]
+        for which, entries in _by_scale(metric, having).items():
             curves.append(
                 {
                     "metric": metric,
                     "group": evaluation_of(metric),
-                    "short": short(metric),
+                    "short": f"{short(metric)}{which}",
                     "share": is_share(metric),
                     "higher_is_better": higher_is_better(metric),
-                    "series": series,
+                    "series": {e.label: axes[e.label].series(metric) for e in entries},
                 }
             )
     return curves
+
+
+def _by_scale(metric: str, entries: Sequence[Entry]) -> dict[str, list[Entry]]:
+    """Return the runs that share an axis: the values of two losses are of two scales."""
+    found: dict[str, list[Entry]] = {}
+    losses = {entry.run.params.get("model.loss") for entry in entries}
+    for entry in entries:
+        loss = entry.run.params.get("model.loss")
+        apart = metric.endswith("/loss") and len(losses) > 1
+        found.setdefault(f", {loss}" if apart else "", []).append(entry)
+    return found
 
 
 class _Axes:
@@ -124,9 +131,11 @@ class _Axes:
             end: {p.step: p.value for p in self._run.history(f"{metric}_{end}")}
             for end in ("low", "high")
         }
+        # Lightning numbers what it logs from 0; evaluations say how many steps were made.
+        before = 0 if is_evaluation(metric) else 1
         found: dict[str, list[float | None]] = {
             "step": [point.step for point in points],
-            "samples": [self._samples_at(point) for point in points],
+            "samples": [self._samples_at(point.step + before) for point in points],
             "hours": [_rounded(point.seconds / 3600) for point in points],
             "value": [_rounded(point.value) for point in points],
         }
@@ -135,13 +144,13 @@ class _Axes:
                 found[end] = [_rounded(values.get(point.step)) for point in points]
         return found
 
-    def _samples_at(self, point: Point) -> float | None:
+    def _samples_at(self, made: int) -> float | None:
+        """Return how many pairs had been seen when so many steps were made."""
         if not self._samples:
             return None
-        if point.step == 0 and point.seconds <= self._samples[0].seconds:
-            return 0.0  # evaluated before the first step
-        steps, values = zip(*((p.step, p.value) for p in self._samples), strict=True)
-        return _rounded(float(np.interp(point.step, steps, values)))
+        steps = [0, *(sample.step + 1 for sample in self._samples)]
+        values = [0.0, *(sample.value for sample in self._samples)]
+        return _rounded(float(np.interp(made, steps, values)))
 
 
 def _thinned(points: Sequence[Point]) -> list[Point]:
@@ -243,13 +252,13 @@ def _name(names: Sequence[str] | None, at: int) -> str:
     return str(names[at]) if names is not None and known else f"class {at}"
 
 
-# --- Retrieval ----------------------------------------------------------------------------------
+# --- Examples -----------------------------------------------------------------------------------
 
 
-def _examples(entry: Entry) -> list[dict[str, Any]]:
+def _examples(entry: Entry, comparison: Comparison) -> list[dict[str, Any]]:
     found = []
     for evaluation in _evaluations(entry):
-        file = entry.run.examples_file(evaluation)
+        file = entry.run.examples_file(evaluation, which_outcomes(entry.run, comparison.how))
         if file is None:
             continue
         try:

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from clipkit.errors import UserError
-from clipkit.tracking.folder_runs import is_run_folder, read_params
-from clipkit.tracking.runs import Point, Run, Score, Which
+from clipkit.tracking.runs import Point, Run, Score, Which, as_params
 
 KIND = "clipkit-benchmark"
 SCHEMA = 1
@@ -18,11 +17,12 @@ SCHEMA = 1
 class ResultRun(Run):
     """One model as a result file describes it.
 
-    A model that was benchmarked from a checkpoint in its run folder has that run's configuration.
+    A checkpoint of clipkit has the configuration that trained it; of other models none is known.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.identity = str(path.resolve())
         self.where = str(path)
         result = read_result(path)
         self.name = path.stem
@@ -43,7 +43,7 @@ class ResultRun(Run):
         }
         surroundings = {**result["environment"], "weights": model["weights"]}
         self.environment = {k: str(value) for k, value in surroundings.items() if value is not None}
-        self.params = _params_of_checkpoint(Path(model["spec"]))
+        self.params = as_params(model["configuration"]) if model.get("configuration") else {}
         self._tasks = {f"{task['task']}/{task['set']}": task for task in result["tasks"]}
         self._scores: dict[str, Score] = {}
         for evaluation, task in self._tasks.items():
@@ -70,9 +70,6 @@ class ResultRun(Run):
     def history(self, metric: str) -> list[Point]:
         return []
 
-    def outcome_step(self) -> int | None:
-        return None
-
     def outcome_file(self, evaluation: str, which: Which) -> Path | None:
         task = self._tasks.get(evaluation)
         if task is None or not task.get("outcomes"):
@@ -80,6 +77,7 @@ class ResultRun(Run):
         return self.path.parent / str(task["outcomes"])
 
     def digest(self, evaluation: str) -> str | None:
+        # Also where the outcomes were left behind.
         task = self._tasks.get(evaluation)
         return None if task is None else task["data"].get("digest")
 
@@ -112,10 +110,3 @@ def read_result(path: Path) -> dict[str, Any]:
             "install a newer one"
         )
     return result
-
-
-def _params_of_checkpoint(spec: Path) -> dict[str, str]:
-    folder = spec.parent.parent
-    if spec.suffix == ".ckpt" and spec.parent.name == "checkpoints" and is_run_folder(folder):
-        return read_params(folder / "config.yaml")
-    return {}

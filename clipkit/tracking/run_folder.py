@@ -1,6 +1,7 @@
 """The folder of a run, chosen once by rank zero.
 
-config.yaml, metrics.jsonl, checkpoints/, and status.json once it has come to its end.
+config.yaml, metrics.jsonl, checkpoints/, outcomes/, and status.json, which says whether the run
+has come to its end and what it chose.
 """
 
 from __future__ import annotations
@@ -8,16 +9,17 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
 from clipkit.errors import UserError
+from clipkit.tracking.chosen import chosen
 from clipkit.tracking.config import commit, flatten, versions
+from clipkit.tracking.folder_runs import STATUS_FILE
 from clipkit.tracking.journal import Journal
 from clipkit.tracking.logger import MLflowLogger
-
-STATUS_FILE = "status.json"
 
 
 class RunFolder(Callback):
@@ -49,6 +51,8 @@ class RunFolder(Callback):
         self.group = group
         self.root = Path(root)
         self.path: Path | None = None
+        # The folder may be deleted and its name be taken anew: this tells the two runs apart.
+        self.id = uuid4().hex
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if stage != "fit" or self.path is not None:
@@ -68,13 +72,23 @@ class RunFolder(Callback):
             if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
                 callback.dirpath = str(self.path / "checkpoints")
         if trainer.is_global_zero:
+            self._say(status="unfinished")
             self._tell_loggers(trainer)
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         # An interrupted or failed fit does not come here.
         if self.path is not None and trainer.is_global_zero:
-            status = {"status": "finished", "steps": trainer.global_step}
-            (self.path / STATUS_FILE).write_text(json.dumps(status) + "\n", encoding="utf-8")
+            taken = chosen(trainer)
+            self._say(status="finished", steps=trainer.global_step, chosen=taken)
+            if taken is not None:
+                for logger in trainer.loggers:
+                    if isinstance(logger, MLflowLogger):
+                        logger.tag("clipkit.chosen_step", str(taken["step"]))
+
+    def _say(self, **status: Any) -> None:
+        assert self.path is not None
+        text = json.dumps({"id": self.id, **status}, indent=2) + "\n"
+        (self.path / STATUS_FILE).write_text(text, encoding="utf-8")
 
     def _make(self) -> Path:
         parent = self.root / self.experiment
@@ -104,6 +118,7 @@ class RunFolder(Callback):
         tags = {
             "clipkit.recipe": self.experiment,
             "clipkit.run_folder": str(self.path),
+            "clipkit.id": self.id,
             "clipkit.world_size": str(trainer.world_size),
             **{f"clipkit.{name}": value for name, value in versions().items()},
         }

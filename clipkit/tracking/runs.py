@@ -9,8 +9,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from clipkit.errors import UserError
+from clipkit.tracking import outcomes
 from clipkit.tracking.config import flatten
-from clipkit.tracking.metric_names import evaluation_of, higher_is_better
+from clipkit.tracking.metric_names import evaluation_of, higher_is_better, is_evaluation
+from clipkit.tracking.outcomes import Outcomes, examples_beside
 
 Which = Literal["last", "chosen"]
 SEEDS = ("seed_everything", "seed")
@@ -54,18 +57,22 @@ class Run(ABC):
     """One run: its parameters, what it logged last and before, its outcomes sample by sample.
 
     Attributes:
+        identity: what makes two readings the same run.
         name: what the user calls it.
         where: experiment, folder or file that it was read from.
         experiment: its experiment, None where there is none.
+        began: when, in seconds since 1970.
         params: the flat configuration as text; empty where it is unknown.
         environment: versions, device, commit.
         status: ``finished``, or what else is known.
         latest: every metric as it was last logged.
     """
 
+    identity: str
     name: str
     where: str
     experiment: str | None = None
+    began: float = 0.0
     status: str = "finished"
     params: Mapping[str, str]
     environment: Mapping[str, str]
@@ -79,25 +86,40 @@ class Run(ABC):
     def outcome_file(self, evaluation: str, which: Which) -> Path | None:
         """Return the parquet file of an evaluation such as ``zeroshot/digits``."""
 
-    @abstractmethod
-    def outcome_step(self) -> int | None:
-        """Return the step at which the last evaluation was made."""
-
-    def examples_file(self, evaluation: str) -> Path | None:
+    def examples_file(self, evaluation: str, which: Which) -> Path | None:
         """Return the JSON file of examples of an evaluation."""
-        file = self.outcome_file(evaluation, "last")
-        if file is None:
-            return None
-        stem = file.name.removesuffix(".parquet").removesuffix("-last")
-        beside = file.with_name(f"{stem}-examples.json")
-        return beside if beside.is_file() else None
+        file = self.outcome_file(evaluation, which)
+        beside = None if file is None else examples_beside(file)
+        return beside if beside is not None and beside.is_file() else None
+
+    def last_step(self) -> int | None:
+        """Return the step at which the last evaluation was logged."""
+        names = [name for name in self.latest if is_evaluation(name)] or [*self.latest]
+        points = self.history(names[0]) if names else []
+        return points[-1].step if points else None
+
+    @property
+    def chosen_step(self) -> int | None:
+        """How many steps had been made when the chosen checkpoint was; None where nothing chose."""
+        return None
+
+    def measured(self, evaluation: str, which: Which = "last") -> Outcomes | None:
+        """Return the outcomes of an evaluation, None where there are none to be read."""
+        file = self.outcome_file(evaluation, which)
+        try:
+            return None if file is None else outcomes.read(file)
+        except UserError:
+            return None  # said where the comparison is refused
 
     def digest(self, evaluation: str) -> str | None:
         """Return the digest of the data of an evaluation, None where it is unknown."""
-        from clipkit.tracking.outcomes import read_digest
+        found = self.measured(evaluation)
+        return None if found is None else found.digest
 
-        file = self.outcome_file(evaluation, "last")
-        return None if file is None else read_digest(file)
+    def settings(self, evaluation: str) -> str | None:
+        """Return the digest of what else decided its score, such as prompts; None likewise."""
+        found = self.measured(evaluation)
+        return None if found is None else found.settings
 
     # --- The value of a run --------------------------------------------------------------------
 
@@ -119,18 +141,22 @@ class Run(ABC):
         if not points:
             return None
         better = max if higher_is_better(metric) is not False else min
-        return self._at(metric, better(points, key=lambda point: point.value).step)
+        step = better(points, key=lambda point: point.value).step
+        return self._at(metric, step if is_evaluation(metric) else step + 1)
 
-    @cached_property
-    def chosen_step(self) -> int | None:
-        """The step whose value of the monitored metric was best; None where nothing chose."""
+    def _step_of_best(self) -> int | None:
+        """Return the steps made when the monitored metric was best, of those that were logged.
+
+        Of a run that has not come to its end, and so has not said what it chose.
+        """
         if self.chooser is None:
             return None
         points = [p for p in self.history(self.chooser.monitor) if math.isfinite(p.value)]
         if not points:
             return None
         better = max if self.chooser.mode == "max" else min
-        return better(points, key=lambda point: point.value).step
+        step = better(points, key=lambda point: point.value).step
+        return step if is_evaluation(self.chooser.monitor) else step + 1
 
     @cached_property
     def chooser(self) -> Chooser | None:
@@ -157,8 +183,11 @@ class Run(ABC):
         return f"what {monitor} is measured on"
 
     def _at(self, metric: str, step: int) -> Score | None:
+        # Lightning numbers what it logs from 0: after n steps, val/loss stands at n - 1.
+        logged = step if is_evaluation(metric) else step - 1
+
         def value(name: str) -> float | None:
-            found = [point.value for point in self.history(name) if point.step == step]
+            found = [point.value for point in self.history(name) if point.step == logged]
             return found[-1] if found else None
 
         found = value(metric)

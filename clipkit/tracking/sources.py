@@ -28,18 +28,8 @@ def unique(runs: Sequence[Run]) -> list[Run]:
     """Return the runs without repetitions: MLflow and a run's folder are one run."""
     found: dict[str, Run] = {}
     for run in runs:
-        found.setdefault(identity(run), run)
+        found.setdefault(run.identity, run)
     return list(found.values())
-
-
-def identity(run: Run) -> str:
-    """Return what makes two readings the same run."""
-    if isinstance(run, ResultRun):
-        return str(run.path.resolve())
-    if isinstance(run, MLflowRun):
-        return run.id if run.folder is None else str(run.folder)
-    assert isinstance(run, FolderRun)
-    return str(run.folder)
 
 
 def resolve(what: str, store: Store) -> list[Run]:
@@ -70,7 +60,8 @@ def _in_folder(path: Path) -> list[Run]:
         return [FolderRun(path)]
     if not path.is_dir():
         return []
-    return [FolderRun(inner) for inner in sorted(path.iterdir()) if is_run_folder(inner)]
+    runs: list[Run] = [FolderRun(inner) for inner in sorted(path.iterdir()) if is_run_folder(inner)]
+    return sorted(runs, key=lambda run: run.began)  # as MLflow lists them
 
 
 def _of_experiment(name: str, store: Store) -> list[Run]:

@@ -317,7 +317,7 @@ def _step(row: Entry | Configuration) -> str:
     steps = {score.step for score in row.scores.values() if score.step is not None}
     if len(steps) > 1:
         return "various"
-    step = steps.pop() if steps else row.run.outcome_step()
+    step = steps.pop() if steps else row.run.last_step()
     return "" if step is None else str(step)
 
 
@@ -427,7 +427,7 @@ def _run(entry: Entry, configuration: str) -> dict[str, Any]:
         "where": run.where,
         "status": run.status,
         "seed": run.seed,
-        "step": run.outcome_step(),
+        "step": run.last_step(),
         "chosen_on": run.chosen_split,
         "scores": {
             metric: {

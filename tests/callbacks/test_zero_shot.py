@@ -13,6 +13,8 @@ import torch
 import clipkit
 from clipkit.evaluation.classification import build_classifier, classify
 from clipkit.evaluation.prompts import expand
+from clipkit.tracking.mlflow_runs import Store
+from clipkit.tracking.sources import resolve
 
 NAME = "retrieval/own/text_to_image_r1"
 RETRIEVAL = [
@@ -44,7 +46,7 @@ def points(lines, name=NAME):
 
 def test_once_before_the_first_step_and_after_every_epoch(fit):
     lines = fit(*RETRIEVAL, "--trainer.max_epochs=3")
-    assert points(lines) == [(0, 0), (0, 1), (1, 3), (2, 5)]
+    assert points(lines) == [(0, 0), (0, 2), (1, 4), (2, 6)]
     assert {f"{NAME}_low", f"{NAME}_high"} <= set(lines[0])
     # The initial evaluation reaches no checkpoint callback: it is no metric of epoch one.
     assert "val/loss" not in lines[0]
@@ -52,7 +54,7 @@ def test_once_before_the_first_step_and_after_every_epoch(fit):
 
 def test_every_n_epochs_the_first_and_the_last(fit):
     lines = fit(*RETRIEVAL, "--trainer.callbacks.every_n_epochs=2", "--trainer.max_epochs=5")
-    assert points(lines) == [(0, 0), (0, 1), (1, 3), (3, 7), (4, 9)]
+    assert points(lines) == [(0, 0), (0, 2), (1, 4), (3, 8), (4, 10)]
 
 
 def test_monitoring_works_also_when_an_epoch_skips_the_evaluation(fit):
@@ -64,14 +66,25 @@ def test_monitoring_works_also_when_an_epoch_skips_the_evaluation(fit):
     )  # fmt: skip
     assert Path("runs/tiny/run/checkpoints/best.ckpt").is_file()
     chosen = pq.read_schema("runs/tiny/run/outcomes/retrieval-own-chosen.parquet")
-    assert json.loads(chosen.metadata[b"clipkit"])["step"] in (2, 4, 6, 8)
+    step = json.loads(chosen.metadata[b"clipkit"])["step"]
+    assert step in (2, 4, 6, 8)
+    said = json.loads(Path("runs/tiny/run/status.json").read_text())
+    assert (said["status"], said["chosen"]["step"]) == ("finished", step)
+    assert (said["chosen"]["monitor"], said["chosen"]["checkpoint"]) == (NAME, "best.ckpt")
+    (run,) = resolve("runs/tiny/run", Store())
+    (recorded,) = resolve("tiny", Store())
+    assert run.chosen_step == recorded.chosen_step == step
+    assert run.identity == recorded.identity
+    assert run.chosen(NAME) == recorded.chosen(NAME)
+    assert run.chosen(NAME).value == pytest.approx(said["chosen"]["score"], abs=1e-6)
+    assert run.chosen("val/loss").step == step
 
 
 def test_every_n_steps_and_samples(fit):
     words = [*RETRIEVAL, "--trainer.max_epochs=4"]
     steps = fit(*words, "--trainer.callbacks.every_n_steps=3", name="a")
     # The first validation too, for whoever monitors it, and the end.
-    assert points(steps) == [(0, 0), (0, 1), (1, 3), (2, 6), (3, 7)]
+    assert points(steps) == [(0, 0), (0, 2), (1, 3), (2, 6), (3, 8)]
     samples = fit(*words, "--trainer.callbacks.every_n_samples=24", name="b")
     assert points(samples) == points(steps)
 
@@ -95,7 +108,7 @@ def test_the_chosen_outcomes_of_every_set_are_kept(fit):
 def test_a_share_of_the_time(fit):
     words = ["--trainer.callbacks.every_n_steps=1", "--trainer.max_epochs=4"]
     lines = fit(*RETRIEVAL, *words, "--trainer.callbacks.max_time_ratio=1e-6")
-    assert points(lines) == [(0, 0), (0, 1), (3, 7)]
+    assert points(lines) == [(0, 0), (0, 2), (3, 8)]
 
 
 def test_probes(fit):
@@ -106,7 +119,7 @@ def test_probes(fit):
         "--trainer.callbacks.k=3",
     )  # fmt: skip
     for name in ("probe/digits/top1", "knn/digits/top1"):
-        assert points(lines, name) == [(0, 0), (0, 1)]
+        assert points(lines, name) == [(0, 0), (0, 2)]
 
 
 def test_a_set_that_breaks_does_not_end_the_training(fit, pictures, workdir):
@@ -116,7 +129,7 @@ def test_a_set_that_breaks_does_not_end_the_training(fit, pictures, workdir):
     data = "{broken: {path: broken, split: train}, own: {split: train}}"
     with pytest.warns(UserWarning, match="retrieval/broken: not evaluated .*is broken"):
         lines = fit(RETRIEVAL[0], f"--trainer.callbacks.datasets={data}")
-    assert points(lines) == [(0, 0), (0, 1)]
+    assert points(lines) == [(0, 0), (0, 2)]
     assert not any("retrieval/broken/text_to_image_r1" in line for line in lines)
 
 
@@ -127,8 +140,10 @@ def test_outcomes_are_kept_with_the_run_in_mlflow(fit):
     mlflow = MlflowClient(os.environ["MLFLOW_TRACKING_URI"])
     (run,) = mlflow.search_runs([mlflow.get_experiment_by_name("tiny").experiment_id])
     kept = [file.path for file in mlflow.list_artifacts(run.info.run_id, "outcomes")]
-    assert kept == [f"outcomes/retrieval-own-{n}" for n in ("examples.json", "last.parquet")]
-    examples = json.loads(Path("runs/tiny/run/outcomes/retrieval-own-examples.json").read_text())
+    assert kept == [f"outcomes/retrieval-own-last{n}" for n in ("-examples.json", ".parquet")]
+    examples = json.loads(
+        Path("runs/tiny/run/outcomes/retrieval-own-last-examples.json").read_text()
+    )
     assert 0 < len(examples) <= 16
     assert all(one["image"].startswith("data:image/jpeg;base64,") for one in examples)
 
@@ -143,7 +158,7 @@ def test_an_evaluation_for_the_end_is_made_once_and_only_there(fit):
 
 def test_nothing_is_evaluated_in_the_sanity_check(fit):
     lines = fit(*RETRIEVAL, "--trainer.num_sanity_val_steps=1")
-    assert points(lines) == [(0, 0), (0, 1)]
+    assert points(lines) == [(0, 0), (0, 2)]
 
 
 def test_values_are_those_of_the_functions_on_the_final_weights(fit):
@@ -184,7 +199,8 @@ def test_outcomes_of_retrieval_average_to_its_metrics(fit):
     table = pq.read_table("runs/tiny/run/outcomes/retrieval-own-last.parquet").to_pandas()
     means = table.groupby("metric").outcome.mean()
     for metric in ("text_to_image_r1", "image_to_text_r10"):
-        assert means[metric] == pytest.approx(lines[-1][f"retrieval/own/{metric}"], abs=1e-9)
+        logged = [line for line in lines if f"retrieval/own/{metric}" in line]
+        assert means[metric] == pytest.approx(logged[-1][f"retrieval/own/{metric}"], abs=1e-9)
 
 
 def test_pictures_are_embedded_once_for_all_callbacks(fit, monkeypatch):

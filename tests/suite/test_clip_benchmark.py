@@ -441,7 +441,11 @@ def result() -> dict:
     zeroshot = values(top1=0.25, top5=None, mean_class_top1=0.2, tie_rate=0.0)
     return {
         "schema": 1,
-        "model": {"spec": "open_clip:ViT-B-32/openai", "name": "ViT-B-32", "weights": "ab" * 32},
+        "model": {
+            "spec": "open_clip:ViT-B-32/openai",
+            "name": "ViT-B-32/openai",
+            "weights": "ab" * 32,
+        },
         "tasks": [
             task("zeroshot", "vtab-pets", zeroshot, "clip-benchmark/wds_vtab-pets"),
             task("multilabel", "voc", values(map=0.6, map_11point=0.5)),

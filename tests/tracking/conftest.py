@@ -91,7 +91,8 @@ class Recorder:
         noise = random.normal(0, 0.1, len(self.caption_difficulty))
         return (self.caption_difficulty + noise < skill).astype(float)
 
-    def write_outcomes(self, path, kind, name, skill, seed, *, digest="d1g35t00aa", step=40):
+    def write_outcomes(self, path, kind, name, skill, seed, *, digest="d1g35t00aa", step=40,
+                       settings="5e77"):  # fmt: skip
         if kind == "zeroshot":
             outcome, predicted = self.zeroshot(skill, seed)
             row = group = np.arange(self.rows)
@@ -114,7 +115,14 @@ class Recorder:
                 "predicted": empty if predicted is None else predicted.astype(np.int64),
             }
         )
-        about = {"schema": 1, "data": digest, "task": kind, "set": name, "step": step}
+        about = {
+            "schema": 1,
+            "data": digest,
+            "settings": settings,
+            "task": kind,
+            "set": name,
+            "step": step,
+        }
         about["class_names"] = NAMES if kind == "zeroshot" else None
         path.parent.mkdir(parents=True, exist_ok=True)
         pq.write_table(table.replace_schema_metadata({"clipkit": json.dumps(about)}), path)
@@ -162,7 +170,10 @@ class Recorder:
                     },
                 )
             share = 1 - math.exp(-epoch) if epoch < epochs - 1 else 1.0
-            values = {"val/loss": 3.2 * math.exp(-0.3 * epoch) + 1.5 - zeroshot}
+            # Lightning numbers from 0 what it logs; evaluations say how many steps were made.
+            if epoch:
+                yield step - 1, {"val/loss": 3.2 * math.exp(-0.3 * epoch) + 1.5 - zeroshot}
+            values = {}
             for metric, final, chance, n in (
                 ("zeroshot/digits/top1", zeroshot, 0.1, self.rows),
                 ("zeroshot/digits/top5", 0.5 + zeroshot / 2, 0.5, self.rows),
@@ -173,17 +184,20 @@ class Recorder:
                 values[metric] = value
                 low, high = wilson(value, n) if n else (value * 0.9, value * 1.1)
                 values[f"{metric}_low"], values[f"{metric}_high"] = low, high
-            yield max(0, step - 1) if epoch else 0, values
+            yield step, values
 
     def run(self, name, skill, *, seed=0, digest="d1g35t00aa", outcomes=True, mlflow=True,
-            experiment="drawn", status="FINISHED", examples=False, **differences):  # fmt: skip
+            experiment="drawn", status="FINISHED", examples=False, chosen=40, settings="5e77",
+            **differences):  # fmt: skip
         """Write a run folder, and the same run to MLflow."""
         configuration = changed(seed_everything=seed, run_name=name, **differences)
         configuration["experiment"] = experiment
         folder = self.folder / "runs" / experiment / name
         folder.mkdir(parents=True)
         (folder / "config.yaml").write_text(yaml.safe_dump(configuration, sort_keys=False))
-        (folder / "status.json").write_text('{"status": "finished", "steps": 40}\n')
+        said = {"id": f"id-of-{folder}", "status": "finished", "steps": 40}
+        said["chosen"] = None if chosen is None else {"step": chosen}
+        (folder / "status.json").write_text(json.dumps(said))
         zeroshot, _ = self.zeroshot(skill, seed)
         retrieval = self.retrieval(skill, seed)
         if outcomes:
@@ -191,24 +205,25 @@ class Recorder:
                 at = folder / "outcomes"
                 self.write_outcomes(
                     at / f"zeroshot-digits-{which}.parquet", "zeroshot", "digits", skill, seed,
-                    digest=digest,
+                    digest=digest, settings=settings,
                 )  # fmt: skip
                 self.write_outcomes(
                     at / f"retrieval-own-{which}.parquet", "retrieval", "own", skill, seed,
-                    digest=digest,
+                    digest=digest, settings=settings,
                 )  # fmt: skip
             if examples:
-                self.write_examples(folder / "outcomes" / "retrieval-own-examples.json")
+                for which in ("last", "chosen"):
+                    self.write_examples(folder / f"outcomes/retrieval-own-{which}-examples.json")
         lines = [*self.points(float(zeroshot.mean()), float(retrieval.mean()))]
         with (folder / "metrics.jsonl").open("w") as file:
             for number, (step, values) in enumerate(lines):
                 line = {"time": 1000.0 + 90 * number, "step": step, "epoch": step // 10, **values}
                 file.write(json.dumps(line) + "\n")
         if mlflow:
-            self.to_mlflow(experiment, name, configuration, lines, folder, status)
+            self.to_mlflow(experiment, name, configuration, lines, folder, status, chosen)
         return folder
 
-    def to_mlflow(self, experiment, name, configuration, lines, folder, status):
+    def to_mlflow(self, experiment, name, configuration, lines, folder, status, chosen):
         from mlflow.entities import Metric, Param
 
         from clipkit.tracking.config import flatten
@@ -231,6 +246,8 @@ class Recorder:
         self.client.log_batch(run_id, metrics=metrics, params=params)
         for key, value in {
             "clipkit.run_folder": str(folder),
+            "clipkit.id": f"id-of-{folder}",
+            "clipkit.chosen_step": str(chosen or ""),
             "clipkit.version.torch": "2.15.0",
             "clipkit.world_size": "1",
             "mlflow.source.git.commit": "c0ffee",

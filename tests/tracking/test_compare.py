@@ -17,6 +17,7 @@ from clipkit.tracking.command import run
 from clipkit.tracking.latex import escape
 from clipkit.tracking.metric_names import higher_is_better, main_metrics, number, short
 from clipkit.tracking.tables import Column, layout, short_params
+from tests.tracking.conftest import changed
 
 
 @pytest.fixture
@@ -57,7 +58,8 @@ def test_an_experiment(two_by_two, compare):
     assert [one["seeds"] for one in found["configurations"]] == [["0", "1"], ["0", "1"]]
     assert found["differing_params"] == ["model.loss", "model.loss.label_smoothing"]
     names = [metric["name"] for metric in found["metrics"]]
-    assert names == ["zeroshot/digits/top1", "retrieval/own/text_to_image_r1", "val/loss"]
+    # No val/loss: the values of two losses are of two scales.
+    assert names == ["zeroshot/digits/top1", "retrieval/own/text_to_image_r1"]
     (first,) = (one for one in found["runs"] if one["name"] == "seed0")
     score = first["scores"]["zeroshot/digits/top1"]
     top1, _ = two_by_two.zeroshot(0.55, 0)
@@ -89,6 +91,28 @@ def test_a_run_named_twice_is_shown_once(recorder, compare):
 def test_an_experiment_that_mlflow_does_not_know_is_found_in_its_folders(recorder, compare):
     recorder.run("one", 0.6, mlflow=False)
     assert as_json(compare("drawn", "--format", "json"))["runs"][0]["name"] == "one"
+
+
+def test_a_folder_whose_name_was_taken_anew_is_another_run(recorder, compare):
+    import shutil
+
+    folder = recorder.run("one", 0.5)
+    said = json.loads((folder / "status.json").read_text())
+    shutil.rmtree(folder)
+    recorder.run("one", 0.7, mlflow=False)
+    (folder / "status.json").write_text(json.dumps({**said, "id": "another"}))
+    found = as_json(compare("drawn", folder, "--format", "json"))
+    first, second = (one["scores"]["zeroshot/digits/top1"]["value"] for one in found["runs"])
+    assert first < second
+    # The rows of the first are gone with its folder; those of the second are not taken for them.
+    reasons = {refusal["reason"] for refusal in found["checkpoint_claims"]["refused"]}
+    assert "A1 has no outcomes sample by sample" in reasons
+
+
+def test_a_moved_folder_is_the_same_run(recorder, compare):
+    folder = recorder.run("one", 0.5)
+    moved = folder.rename(folder.with_name("moved"))
+    assert len(as_json(compare("drawn", moved, "--format", "json"))["runs"]) == 1
 
 
 def test_asking_makes_no_database(tmp_path, monkeypatch, recorder, compare):
@@ -146,12 +170,14 @@ def falling(recorder, name="falling", **differences):
     """A run that was best in the middle: by its validation retrieval and by its top-1."""
     folder = recorder.run(name, 0.6, mlflow=False, **differences)
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    at = [index for index, line in enumerate(lines) if "val/loss" in line]
+    at = [index for index, line in enumerate(lines) if "zeroshot/digits/top1" in line]
     for index, value in zip(at, (0.1, 0.3, 0.5, 0.4, 0.35), strict=True):
         lines[index]["retrieval/own/text_to_image_r1"] = value
         lines[index]["zeroshot/digits/top1"] = value + 0.2 if value != 0.4 else 0.9
         lines[index]["zeroshot/digits/top1_low"] = value
         lines[index]["zeroshot/digits/top1_high"] = value + 0.4
+    said = json.loads((folder / "status.json").read_text())
+    (folder / "status.json").write_text(json.dumps({**said, "chosen": {"step": 20}}))
     (folder / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
     return folder
 
@@ -168,7 +194,7 @@ def test_the_last_value_the_chosen_one_and_the_best(recorder, compare):
     assert found["value"] == "last"
     chosen, found = top1("--chosen")
     assert (chosen["value"], chosen["low"], chosen["high"]) == pytest.approx((0.7, 0.5, 0.9))
-    assert chosen["step"] == 19
+    assert chosen["step"] == 20
     assert "validation of own, by retrieval/own/text_to_image_r1" in found["value_in_words"]
     flattering = {m["name"] for m in found["metrics"] if m["chose_the_checkpoint"]}
     assert flattering == {"retrieval/own/text_to_image_r1"}
@@ -186,8 +212,26 @@ def test_a_best_over_epochs_claims_nothing(two_by_two, compare):
 
 def test_a_chosen_value_is_shown_for_no_run_that_chose_nothing(recorder, compare):
     free = {"trainer__callbacks": []}
-    recorder.run("one", 0.6, mlflow=False, **free)
+    recorder.run("one", 0.6, mlflow=False, chosen=None, **free)
     assert "chose no checkpoint by a metric" in compare("runs/drawn/one", "--chosen")
+
+
+def test_outcomes_of_another_step_than_the_chosen_are_not_paired(recorder, compare):
+    recorder.run("one", 0.5)
+    recorder.run("two", 0.6, chosen=30)
+    words = ["drawn", "--chosen", "--metric", "zeroshot/digits/top1"]
+    found = as_json(compare(*words, "--format", "json"))
+    assert not found["checkpoint_claims"]["made"]
+    (refusal,) = found["checkpoint_claims"]["refused"]
+    assert "B" in refusal["reason"] or "A2" in refusal["reason"]
+    assert "kept the outcomes of step 40 and chose that of step 30" in refusal["reason"]
+
+
+def test_a_run_that_was_ended_early_is_taken_at_its_best_logged_point(recorder, compare):
+    folder = falling(recorder)
+    (folder / "status.json").write_text('{"id": "x", "status": "unfinished"}')
+    found = as_json(compare(folder, "--chosen", "--format", "json"))
+    assert found["runs"][0]["scores"]["zeroshot/digits/top1"]["step"] == 20
 
 
 def test_metrics_by_name_end_and_pattern(recorder, compare):
@@ -372,7 +416,8 @@ def test_csv_is_one_row_a_run(two_by_two, compare):
     top1, _ = two_by_two.zeroshot(0.55, 0)
     assert float(rows[0]["zeroshot/digits/top1"]) == pytest.approx(top1.mean(), abs=1e-12)
     assert float(rows[0]["zeroshot/digits/top1_low"]) < top1.mean()
-    assert rows[0]["val/loss_low"] == ""
+    with_loss = compare("drawn", "--metric", "val/loss", "--format", "csv")
+    assert next(csv.DictReader(io.StringIO(with_loss)))["val/loss_low"] == ""
 
 
 def test_json_has_no_nan(recorder, compare):
@@ -563,3 +608,72 @@ def test_columns_that_do_not_fit_stand_below():
     text = layout(columns, 70)
     assert max(map(len, text.splitlines())) <= 70
     assert text.count("A  ") == 2
+
+
+# --- What does not compare -----------------------------------------------------------------------
+
+
+def test_other_prompts_are_no_other_seed(recorder, compare):
+    for name, seed, settings in (("a", 0, "5e77"), ("b", 1, "other"), ("c", 2, "5e77")):
+        recorder.run(name, 0.5, seed=seed, settings=settings)
+    for seed in range(2):
+        recorder.run(f"d{seed}", 0.6, seed=seed, model__embed_dim=128)
+    words = ["drawn", "--metric", "zeroshot/digits/top1", "--format", "json"]
+    found = as_json(compare(*words))
+    assert not found["configuration_claims"]["made"]
+    (refusal,) = found["configuration_claims"]["refused"]
+    assert refusal["reason"] == "evaluated with other class names, prompts or arguments"
+    # Two checkpoints on the same rows do compare; that it may be the prompts is said.
+    assert len(found["checkpoint_claims"]["made"]) == 4
+    assert any("a difference may be theirs" in note for note in found["notes"])
+
+
+def test_of_a_seed_run_twice_the_later_counts_in_folders_too(recorder, compare):
+    # "late" was run first, whatever the alphabet says.
+    late = recorder.run("late", 0.5, mlflow=False)
+    lines = [json.loads(line) for line in (late / "metrics.jsonl").read_text().splitlines()]
+    text = "\n".join(json.dumps({**line, "time": line["time"] - 900}) for line in lines)
+    (late / "metrics.jsonl").write_text(text)
+    recorder.run("again", 0.7, mlflow=False)
+    recorder.run("other", 0.6, seed=1, mlflow=False)
+    found = as_json(compare("runs/drawn", "--format", "json"))
+    assert [one["name"] for one in found["runs"]] == ["late", "again", "other"]
+    (configuration,) = found["configurations"]
+    values = [recorder.zeroshot(skill, seed)[0].mean() for skill, seed in ((0.7, 0), (0.6, 1))]
+    mean = configuration["means"]["zeroshot/digits/top1"]["mean"]
+    assert mean == pytest.approx(sum(values) / 2)
+
+
+def test_a_failed_seed_is_not_counted_in_the_papers_table(two_by_two, compare):
+    two_by_two.run("seed7", 0.5, seed=7, status="FAILED")
+    rows = [line for line in compare("drawn", "--format", "latex").splitlines() if "&" in line]
+    assert sum(" & 2 & " in row for row in rows) == 2
+
+
+def test_equal_weights_and_nothing_in_common_are_said(recorder, compare):
+    for name in ("a.json", "b.json"):
+        recorder.result(name, 0.6)
+    assert "A, B have the same weights" in compare("a.json", "b.json")
+    result = json.loads((recorder.folder / "a.json").read_text())
+    for task in result["tasks"]:
+        task["set"] = "other"
+    (recorder.folder / "c.json").write_text(json.dumps(result))
+    assert "nothing to compare" in compare("b.json", "c.json")
+
+
+def test_a_result_file_of_a_checkpoint_knows_its_configuration(recorder, compare):
+    def model(seed):
+        return {**json.loads((recorder.folder / "x.json").read_text())["model"],
+                "configuration": changed(seed_everything=seed)}  # fmt: skip
+
+    recorder.result("x.json", 0.6)
+    for seed in range(2):
+        recorder.result(f"{seed}.json", 0.6, seed=seed, model=model(seed))
+    found = as_json(compare("0.json", "1.json", "--format", "json"))
+    assert [one["seeds"] for one in found["configurations"]] == [["0", "1"]]
+    assert "seed_everything" in compare("0.json", "1.json", "--diff")
+
+
+def test_a_format_that_is_none(recorder):
+    recorder.run("one", 0.6)
+    assert "did you mean json?" in refuses("one", "--format", "jsn")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import Any
 
 from clipkit.evaluation.prompts import Prompts
+from clipkit.suite.digests import digest_of_texts
 from clipkit.suite.embedder import Embedder
 from clipkit.suite.opening import Opened, Splits
 from clipkit.suite.outcomes import Measured
@@ -41,6 +43,21 @@ class Task(ABC):
         """Return the texts it will ask for: those of all tasks are embedded together."""
         prompts = self.prompts(opened)
         return [] if prompts is None else prompts.unique
+
+    def settings(self, splits: Splits) -> dict[str, Any]:
+        """Return what decides the score besides the model and the rows, as plain values."""
+        names, prompts = self.class_names(splits.test), self.prompts(splits.test)
+        learned_from = {
+            name: one.digest
+            for name, one in splits._asdict().items()
+            if name != "test" and one is not None
+        }
+        return {
+            "arguments": dict(vars(self)),
+            "class_names": digest_of_texts(names),
+            "prompts": digest_of_texts(None if prompts is None else map(str, prompts.of_classes())),
+            "learned_from": learned_from or None,
+        }
 
     @abstractmethod
     def measure(self, embedder: Embedder, splits: Splits) -> Measured:

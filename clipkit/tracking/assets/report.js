@@ -443,11 +443,11 @@
     }
   }
 
-  // --- Retrieval -------------------------------------------------------------------------------
+  // --- Examples --------------------------------------------------------------------------------
 
   function examples() {
     if (!data.examples.length) return;
-    const node = section("retrieval", "Retrieval");
+    const node = section("examples", "Examples");
     const body = el("div");
     const options = data.examples.map((one, at) => [String(at), `${one.run} ${nameOf(one.run)} on ${one.evaluation}`]);
     node.append(el("div", { class: "controls" }, select("run", options, "0", paint)), body);
