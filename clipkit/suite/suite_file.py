@@ -27,22 +27,12 @@ from clipkit.evaluation.prompts import TEMPLATES, resolve_templates
 from clipkit.suite.builtin import BUILTIN
 from clipkit.suite.clip_benchmark import OWN, is_folder, is_reference, read_reference
 from clipkit.suite.eval_data import EvalData, prompts_for, refuse_set_name
+from clipkit.suite.tasks import TASKS
 
 COLLECTIONS = Path(__file__).parent / "collections"
 """The folder of the suites that clipkit ships."""
 
-_DIRECTIONS = ("text_to_image", "image_to_text")
-_RANKS = ("r1", "r5", "r10", "recall5", "mean_rank", "median_rank")
-METRICS: dict[str, tuple[str, ...]] = {
-    "zeroshot": ("top1", "top5", "mean_class_top1"),
-    "multilabel": ("map", "map_11point"),
-    "retrieval": tuple(f"{direction}_{rank}" for direction in _DIRECTIONS for rank in _RANKS),
-    "probe": ("top1", "mean_class_top1"),
-    "fewshot": ("top1", "mean_class_top1"),
-    "knn": ("top1", "mean_class_top1"),
-    "winoground": ("group", "text", "image"),
-    "sugarcrepe": ("accuracy",),
-}
+METRICS: dict[str, tuple[str, ...]] = {kind: task.measures for kind, task in TASKS.items()}
 """What can be a task's main metric; the first one is, where the suite names none."""
 
 ARGUMENTS: dict[str, dict[str, type]] = {

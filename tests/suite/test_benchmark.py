@@ -1,6 +1,7 @@
 """A model on a suite: every task, chance for a constant model, resuming, and what fails."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,8 @@ from clipkit.suite.benchmark import benchmark
 from clipkit.suite.command import table
 from clipkit.suite.opening import open_data
 from clipkit.suite.suite_file import read_suite
+from clipkit.suite.tasks import TASKS
+from clipkit.tracking.metric_names import MAIN
 
 SUITE = """\
 tasks:
@@ -99,7 +102,8 @@ def test_the_file_says_what_was_measured(suite, tmp_path):
     kept = json.loads(path.read_text(), parse_constant=pytest.fail)
     assert kept == result
     assert kept["schema"] == 1
-    assert kept["model"]["weights"] == "w"
+    assert (kept["model"]["weights"], kept["model"]["dtype"]) == ("w", "float32")
+    assert kept["settings"] == {"batch_size": 64, "limit": None, "seed": 0}
     shapes = kept["tasks"][0]
     assert (shapes["data"]["id"], shapes["data"]["split"], shapes["data"]["n"]) == (
         "shapes", "test", 60,
@@ -110,6 +114,7 @@ def test_the_file_says_what_was_measured(suite, tmp_path):
         outcomes = pq.read_table(tmp_path / entry["outcomes"]).to_pandas()
         about = json.loads(pq.read_schema(tmp_path / entry["outcomes"]).metadata[b"clipkit"])
         assert about["data"] == entry["data"]["digest"]
+        assert re.fullmatch("[0-9a-f]{32}", about["settings"])
         main = outcomes[outcomes.metric == entry["main_metric"]]
         assert main.outcome.mean() == pytest.approx(
             entry["metrics"][entry["main_metric"]]["value"], abs=1e-9
@@ -140,6 +145,43 @@ def test_resume_skips_what_is_done_for_the_same_model_and_settings_only(tmp_path
     changed = read_suite(tmp_path / "suite.yaml")
     benchmark(opened(partly, weights="others"), changed, output=path, resume=True, limit=30)
     assert partly.pictures == 2 + 30 + 150  # what kNN needs
+
+
+def test_resume_keeps_what_another_suite_has_measured(tmp_path):
+    (tmp_path / "one.yaml").write_text(
+        "tasks: [{task: zeroshot, set: digits, data: {path: digits, split: test, limit: 20}}]"
+    )
+    (tmp_path / "two.yaml").write_text(
+        "tasks: [{task: zeroshot, set: shapes, data: {path: shapes, split: test, limit: 20}}]"
+    )
+    path = tmp_path / "own.json"
+    first = benchmark(opened(Pixels()), read_suite(tmp_path / "one.yaml"), output=path)
+    both = benchmark(opened(Pixels()), read_suite(tmp_path / "two.yaml"), output=path, resume=True)
+    assert [entry["set"] for entry in both["tasks"]] == ["shapes", "digits"]
+    assert both["tasks"][1] == first["tasks"][0]
+    assert json.loads(path.read_text()) == both
+
+
+def test_data_that_cannot_be_opened_is_said_with_its_line(tmp_path):
+    (tmp_path / "suite.yaml").write_text(
+        "tasks:\n"
+        "  - {task: zeroshot, set: a, data: {path: digits, split: tset}}\n"
+        "  - {task: knn, set: b, data: {path: digits, split: test, label_column: lable},\n"
+        "     train: {split: train}}\n"
+    )
+    model = Constant()
+    result = benchmark(opened(model), read_suite(tmp_path / "suite.yaml"))
+    first, second = (failed["error"] for failed in result["failed"])
+    assert first.startswith(f"{tmp_path}/suite.yaml, line 2: ")
+    assert "'tset'" in first
+    assert second.startswith(f"{tmp_path}/suite.yaml, line 3: ")
+    assert "'lable'" in second
+
+
+def test_what_a_table_shows_first_is_what_the_task_measures():
+    assert MAIN.keys() == TASKS.keys()
+    for kind, task in TASKS.items():
+        assert set(MAIN[kind]) <= set(task.measures)
 
 
 def test_what_fails_is_said_and_does_not_end_the_rest(tmp_path, caplog):

@@ -17,7 +17,7 @@ class Task(ABC):
 
     Attributes:
         kind: first part of its metrics' names.
-        measures: the metrics that are logged during training, the main one first.
+        measures: what can be its main metric, the usual one first; logged during training.
     """
 
     kind: str

@@ -55,7 +55,7 @@ class FewShotProbe(_Labelled):
     """
 
     kind = "fewshot"
-    measures = ("top1",)
+    measures = ("top1", "mean_class_top1")
 
     def __init__(self, *, shots: int = 4, seeds: int = 5) -> None:
         self.shots = shots
