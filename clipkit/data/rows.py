@@ -192,9 +192,9 @@ class Rows(Sequence[Row], ABC):
         Raises:
             UserError: there is no such column, a row of it is empty, or it holds no classes.
         """
+        values, names = self.column(name), self.class_names(name)
         # By the whole column: a selection of its rows is numbered as all of them are.
         given = [value for value in self._whole_column(name) if value is not None]
-        values, names = self.column(name), self.class_names(name)
         if any(not isinstance(value, str | int) for value in given):
             raise UserError(f"column {name!r} holds neither names nor numbers of classes")
         if all(isinstance(value, int) or value.isdecimal() for value in given):

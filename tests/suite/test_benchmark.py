@@ -175,7 +175,7 @@ def test_data_that_cannot_be_opened_is_said_with_its_line(tmp_path):
     assert first.startswith(f"{tmp_path}/suite.yaml, line 2: ")
     assert "'tset'" in first
     assert second.startswith(f"{tmp_path}/suite.yaml, line 3: ")
-    assert "'lable'" in second
+    assert "no column 'lable'" in second
 
 
 def test_what_a_table_shows_first_is_what_the_task_measures():
