@@ -26,10 +26,15 @@ from clipkit.evaluation.retrieval import batch_accuracy
 from clipkit.heads import Head
 from clipkit.losses import ContrastiveLoss, Ids, InfoNCELoss, SigLIPLoss
 from clipkit.optim import OptimizerFactory, ScheduleFactory, parameter_groups
+from clipkit.pieces import counting_norms, embed_pieces, spans_of
 from clipkit.temperature import Temperature
 from clipkit.tokenizer import TextContract, Tokenizer
 
 log = logging.getLogger(__name__)
+
+# How many tokens cost as much as calling the text tower once more: measured, see benchmarks/.
+_GROUP_OVERHEAD = {"cpu": 64}
+_GPU_GROUP_OVERHEAD = 4096
 
 VALIDATION_BLOCK = 256
 """Pairs per block of ``val/loss``: fixed, so that runs of different batch sizes compare."""
@@ -75,6 +80,8 @@ class CLIPModule(L.LightningModule):
         lock_image: freeze the image encoder but for its top n blocks (0: all of it), as in LiT
             (https://arxiv.org/abs/2111.07991); its head stays trainable.
         lock_text: freeze the text encoder but for its top n blocks.
+        micro_batch: pairs that a device holds at a time. Loss and gradient are those of the whole
+            batch, with all its negatives; each tower runs forward twice.
     """
 
     configuration: dict[str, Any] | None = None
@@ -97,6 +104,7 @@ class CLIPModule(L.LightningModule):
         text_lr: float | None = None,
         lock_image: int | None = None,
         lock_text: int | None = None,
+        micro_batch: int | None = None,
     ) -> None:
         super().__init__()
         self.tokenizer = tokenizer
@@ -108,6 +116,9 @@ class CLIPModule(L.LightningModule):
         self.loss = loss
         self.optimizer_factory = optimizer
         self.schedule_factory = schedule
+        if micro_batch is not None and micro_batch < 1:
+            raise UserError(f"model.micro_batch: {micro_batch} is not a positive number of pairs")
+        self.micro_batch = micro_batch
         self.embed_dim = embed_dim
         self.learning_rates = {"image": image_lr, "text": text_lr}
         if isinstance(loss, SigLIPLoss) and temperature.bias is None:
@@ -170,10 +181,7 @@ class CLIPModule(L.LightningModule):
         if isinstance(texts, str):  # a sequence of letters otherwise
             texts = [texts]
         tokens = self.tokenizer(list(texts))  # (N, L)
-        # Where the padding id is the end token's, one of the closing run is an end token.
-        contract = self.tokenizer.contract
-        padding = (tokens == contract.pad_id).flip(1).int().cumprod(dim=1).sum(dim=1)
-        lengths = tokens.shape[1] - padding + int(contract.pad_id == contract.end_id)
+        lengths = self.tokenizer.contract.lengths(tokens)
         dtype = torch.promote_types(self.scale.dtype, torch.float32)
         embeddings = torch.zeros(len(tokens), self.embed_dim, dtype=dtype)
         for rows in torch.split(lengths.argsort(descending=True, stable=True), batch_size):
@@ -189,7 +197,36 @@ class CLIPModule(L.LightningModule):
         return to_uint8(resize_for_eval(decode_image(image), size, mode, encoder.interpolation))
 
     def forward(self, batch: PairBatch) -> Embeddings:
-        return Embeddings(self.encode_image(batch["images"]), self.encode_text(batch["tokens"]))
+        return Embeddings(self._image_side(batch["images"]), self._text_side(batch))
+
+    def _image_side(self, images: Tensor) -> Tensor:
+        pieces = torch.split(images, self.micro_batch or len(images))
+        return embed_pieces(
+            self.encode_image,
+            pieces,
+            modules=[self.image_encoder, self.image_head],
+            recompute=self.micro_batch is not None,
+        )
+
+    def _text_side(self, batch: PairBatch) -> Tensor:
+        """Embed captions of like length together, each group trimmed to its longest."""
+        modules = [self.text_encoder, self.text_head]
+        # Batch norm would take its statistics from captions of one length.
+        grouped = self.text_encoder.trim_is_exact and not counting_norms(modules)
+        tokens, order = batch["tokens"], None
+        if grouped and "lengths" in batch:
+            order = batch["by_length"]
+            spans = spans_of(
+                batch["lengths"], most=self.micro_batch, overhead=_group_overhead(self.device)
+            )
+            tokens = tokens[order]
+            pieces = [tokens[span.rows, : span.length] for span in spans]
+        else:
+            pieces = list(torch.split(tokens, self.micro_batch or len(tokens)))
+        embeddings = embed_pieces(
+            self.encode_text, pieces, modules=modules, recompute=self.micro_batch is not None
+        )
+        return embeddings if order is None else embeddings[order.argsort()]
 
     # --- Training ----------------------------------------------------------------------------
 
@@ -455,6 +492,10 @@ class CLIPModule(L.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoints.check_fits(checkpoint, self)
+
+
+def _group_overhead(device: torch.device) -> int:
+    return _GROUP_OVERHEAD.get(device.type, _GPU_GROUP_OVERHEAD)
 
 
 def _normalize(features: Tensor) -> Tensor:

@@ -53,6 +53,12 @@ class TextContract:
     pad_to_context: bool
     clean: str
 
+    def lengths(self, tokens: Tensor) -> Tensor:
+        """Return how many ids of each row (B, L) stand before its padding, (B,) int64."""
+        padding = (tokens == self.pad_id).flip(1).int().cumprod(dim=1).sum(dim=1)
+        # Where the padding id is the end token's, one of the closing run is an end token.
+        return tokens.shape[1] - padding + int(self.pad_id == self.end_id)
+
 
 class TokenizedTexts(NamedTuple):
     """Padded ids, and which captions were cut to fit the context."""

@@ -69,16 +69,3 @@ class ContrastiveLoss(nn.Module, ABC):
 def wide(*tensors: Tensor) -> tuple[Tensor, ...]:
     """Return the tensors in float32 or wider: logits in half precision lose the loss its digits."""
     return tuple(t.to(torch.promote_types(t.dtype, torch.float32)) for t in tensors)
-
-
-def duplicate_columns(rows: Ids, columns: Ids, offset: int) -> Tensor:
-    """Mark the columns that stand for a row's own caption or picture, its own positive left out.
-
-    Returns a bool tensor (b, N) or, where the columns hold extra captions, (b, N + E).
-    """
-    same = rows.caption[:, None] == columns.caption[None]
-    num_pairs = len(columns.image)
-    same[:, :num_pairs] |= rows.image[:, None] == columns.image[None]
-    own = torch.arange(len(rows.caption), device=same.device)
-    same[own, own + offset] = False
-    return same

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from clipkit.losses.base import ContrastiveLoss, Duplicates, Ids, LossTerms, duplicate_columns, wide
+from clipkit.losses.base import ContrastiveLoss, Duplicates, Ids, LossTerms, wide
+from clipkit.losses.tiles import Repeats, Tile, repeats_of, tiles
 
 
 class InfoNCELoss(ContrastiveLoss):
@@ -37,65 +39,212 @@ class InfoNCELoss(ContrastiveLoss):
         ids: Ids | None = None,
         all_ids: Ids | None = None,
     ) -> LossTerms:
-        repeated = None
-        if ids is not None and all_ids is not None and self.duplicates != "negative":
-            repeated = duplicate_columns(ids, all_ids, offset)
-        image_to_text, text_to_image = (
-            info_nce(
-                rows,
-                columns,
-                offset=offset,
-                scale=scale,
-                bias=bias,
-                repeated=None if repeated is None else repeated[:, : len(columns)],
-                repeated_are_positive=self.duplicates == "positive",
-                label_smoothing=self.label_smoothing,
-            )
-            for rows, columns in ((image, all_text), (text, all_image))
-        )
-        return LossTerms((image_to_text + text_to_image) / 2, image_to_text, text_to_image)
+        settings: dict[str, Any] = {
+            "offset": offset,
+            "scale": scale,
+            "ids": ids,
+            "all_ids": all_ids,
+            "duplicates": self.duplicates,
+            "label_smoothing": self.label_smoothing,
+        }
+        if all_image is image:
+            # One process: both directions are in one product.
+            image_to_text, text_to_image = info_nce_both_ways(image, all_text, **settings)
+        else:
+            image_to_text = info_nce(image, all_text, **settings)
+            text_to_image = info_nce(text, all_image, **settings)
+        loss = (image_to_text + text_to_image) / 2
+        if bias is not None:
+            loss = loss + 0 * bias  # it cancels in the softmax, and has a gradient: zero
+        return LossTerms(loss, image_to_text, text_to_image)
 
 
 def info_nce(
     rows: Tensor,
     columns: Tensor,
     *,
-    offset: int,
+    offset: int = 0,
     scale: Tensor,
-    bias: Tensor | None = None,
-    repeated: Tensor | None = None,
-    repeated_are_positive: bool = False,
+    ids: Ids | None = None,
+    all_ids: Ids | None = None,
+    duplicates: Duplicates = "ignore",
     label_smoothing: float = 0.0,
 ) -> Tensor:
     """Return the mean cross-entropy of finding column ``offset + i`` for row i.
 
+    Memory grows with b + N; value and gradients are those of the whole matrix of logits.
+
     Args:
         rows: (b, D) of unit norm.
-        columns: (N, D) of unit norm.
+        columns: (N, D) of unit norm, or (N + E, D) with E that are negatives only.
         offset: the column of the first row's positive.
         scale: multiplies the cosines.
-        bias: is added to them; it cancels in the softmax.
-        repeated: (b, N) bool, the columns that repeat the row's own positive.
-        repeated_are_positive: whether those share the target; otherwise they are no candidates.
+        ids: ids of the rows, (b,) each; without them nothing is a duplicate.
+        all_ids: ids of the columns: caption (N + E,), image (N,).
+        duplicates: what a column is that repeats a row's own positive.
         label_smoothing: share of the target spread evenly over the candidates.
     """
-    with torch.autocast(rows.device.type, enabled=False):
-        rows, columns, scale = wide(rows, columns, scale)
-        logits = scale * rows @ columns.T  # (b, N)
-        if bias is not None:
-            logits = logits + wide(bias)[0]
-        own = torch.arange(len(rows), device=rows.device) + offset
-        if repeated is None:
-            return F.cross_entropy(logits, own, label_smoothing=label_smoothing)
-        target = F.one_hot(own, len(columns)).to(logits.dtype)
-        candidates = torch.ones_like(target)
-        if repeated_are_positive:
-            target = (target + repeated) / (1 + repeated.sum(1, keepdim=True))
-        else:
-            candidates = candidates.masked_fill(repeated, 0.0)
-            # The finite stand-in for -inf keeps 0 * logit free of NaN.
-            logits = logits.masked_fill(repeated, torch.finfo(logits.dtype).min)
-        uniform = candidates / candidates.sum(1, keepdim=True)
-        target = (1 - label_smoothing) * target + label_smoothing * uniform
-        log_probability = F.log_softmax(logits, dim=1).masked_fill(candidates == 0, 0.0)
-        return -(target * log_probability).sum(1).mean()
+    repeats = repeats_of(ids, all_ids, offset, duplicates)
+    settings = _Settings(offset, repeats, duplicates == "positive", label_smoothing, False)
+    return _apply(rows, columns, scale, settings)[0]
+
+
+def info_nce_both_ways(
+    rows: Tensor,
+    columns: Tensor,
+    *,
+    offset: int = 0,
+    scale: Tensor,
+    ids: Ids | None = None,
+    all_ids: Ids | None = None,
+    duplicates: Duplicates = "ignore",
+    label_smoothing: float = 0.0,
+) -> tuple[Tensor, Tensor]:
+    """Return `info_nce` of the rows among the columns, and of the columns among the rows.
+
+    Both come from one product; what `info_nce` calls E extra columns asks for no row. The arguments
+    are those of `info_nce`, of all rows there are.
+    """
+    repeats = repeats_of(ids, all_ids, offset, duplicates)
+    settings = _Settings(offset, repeats, duplicates == "positive", label_smoothing, True)
+    return _apply(rows, columns, scale, settings)
+
+
+class _Settings(NamedTuple):
+    offset: int
+    repeats: Repeats | None
+    repeats_are_positive: bool
+    label_smoothing: float
+    both_ways: bool
+
+
+def _apply(
+    rows: Tensor, columns: Tensor, scale: Tensor, settings: _Settings
+) -> tuple[Tensor, Tensor]:
+    found: tuple[Tensor, Tensor] = _TiledInfoNCE.apply(*wide(rows, columns, scale), settings)
+    return found
+
+
+class _Part(NamedTuple):
+    """The logits of a tile, from the side of those who ask."""
+
+    queries: slice
+    candidates: slice
+    logits: Tensor  # (q, c), -inf where a repeat is ignored
+    repeated: Tensor | None  # (q, c)
+
+    def transposed(self, num_pairs: int) -> _Part:
+        """Return the same from the side of the candidates; extra ones ask for nobody."""
+        stop = max(self.candidates.start, min(self.candidates.stop, num_pairs))
+        asking = slice(self.candidates.start, stop)
+        width = stop - self.candidates.start
+        repeated = None if self.repeated is None else self.repeated.T[:width]
+        return _Part(asking, self.queries, self.logits.T[:width], repeated)
+
+
+def _part(rows: Tensor, columns: Tensor, scale: Tensor, tile: Tile, settings: _Settings) -> _Part:
+    logits = rows[tile.rows] @ columns[tile.columns].T
+    logits *= scale
+    repeated = None if settings.repeats is None else settings.repeats.of(tile)
+    if repeated is not None and not settings.repeats_are_positive:
+        logits.masked_fill_(repeated, -torch.inf)
+    return _Part(tile.rows, tile.columns, logits, repeated)
+
+
+class _Direction:
+    """What the softmax of one direction keeps of its tiles: numbers for each of n queries.
+
+    Args:
+        own: (n,) the logit of each query's own positive.
+        num_candidates: how many columns a query is compared with.
+    """
+
+    def __init__(self, own: Tensor, num_candidates: int, settings: _Settings) -> None:
+        self.smoothing = settings.label_smoothing
+        self.positive = settings.repeats_are_positive
+        self.lse = torch.full_like(own, -torch.inf)
+        self.pulled = own.clone()  # the sum of the positives' logits
+        self.num_positives = torch.ones_like(own)
+        self.spread = torch.zeros_like(own)  # the sum of the candidates' logits
+        self.num_candidates = torch.full_like(own, num_candidates)
+
+    def take(self, part: _Part) -> None:
+        """Count a tile in."""
+        queries, _, logits, repeated = part
+        self.lse[queries] = torch.logaddexp(self.lse[queries], logits.logsumexp(1))
+        if repeated is not None and self.positive:
+            self.pulled[queries] += (logits * repeated).sum(1)
+            self.num_positives[queries] += repeated.sum(1)
+        if self.smoothing > 0:
+            if repeated is not None and not self.positive:
+                logits = logits.masked_fill(repeated, 0.0)
+                self.num_candidates[queries] -= repeated.sum(1)
+            self.spread[queries] += logits.sum(1)
+
+    def loss(self) -> Tensor:
+        """Return the mean cross-entropy, once all tiles are counted in."""
+        target = (1 - self.smoothing) * self.pulled / self.num_positives
+        return (self.lse - target - self.smoothing * self.spread / self.num_candidates).mean()
+
+    def gradient(self, part: _Part, weight: Tensor) -> Tensor:
+        """Return the gradient (q, c) of the weighted sum, but for the `pull` to own positives."""
+        queries, _, logits, repeated = part
+        found = torch.sub(logits, self.lse[queries, None]).exp_()
+        if repeated is not None and self.positive:
+            found -= repeated * self.pull[queries, None]
+        if self.smoothing > 0:
+            share = self.smoothing / self.num_candidates[queries, None]
+            ignored = repeated is not None and not self.positive
+            found -= share * ~repeated if ignored and repeated is not None else share
+        return found.mul_(weight)
+
+    @property
+    def pull(self) -> Tensor:
+        """(n,) the share of the target that each positive has."""
+        return (1 - self.smoothing) / self.num_positives
+
+
+class _TiledInfoNCE(torch.autograd.Function):
+    """The mean cross-entropy of the rows among the columns and, both ways, of the columns'."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, rows: Tensor, columns: Tensor, scale: Tensor, settings: _Settings
+    ) -> tuple[Tensor, Tensor | None]:
+        with torch.autocast(rows.device.type, enabled=False):
+            own = scale * (rows * columns[settings.offset :][: len(rows)]).sum(1)
+            ways = [_Direction(own, len(columns), settings)]
+            if settings.both_ways:
+                ways.append(_Direction(own, len(rows), settings))
+            for tile in tiles(rows, columns):
+                part = _part(rows, columns, scale, tile, settings)
+                ways[0].take(part)
+                if settings.both_ways:
+                    ways[1].take(part.transposed(len(rows)))
+        ctx.save_for_backward(rows, columns, scale)
+        ctx.ways, ctx.settings = ways, settings
+        return ways[0].loss(), ways[1].loss() if settings.both_ways else None
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
+        rows, columns, scale = ctx.saved_tensors
+        ways, settings = ctx.ways, ctx.settings
+        # The losses are means over the rows.
+        weights = [one / len(rows) for one in upstream if one is not None]
+        with torch.autocast(rows.device.type, enabled=False):
+            own = slice(settings.offset, settings.offset + len(rows))
+            pull = sum(weight * way.pull for weight, way in zip(weights, ways, strict=False))
+            to_rows = -pull[:, None] * columns[own]
+            to_columns = torch.zeros_like(columns)
+            to_columns[own] = -pull[:, None] * rows
+            for tile in tiles(rows, columns):
+                part = _part(rows, columns, scale, tile, settings)
+                gradient = ways[0].gradient(part, weights[0])
+                if settings.both_ways:
+                    back = ways[1].gradient(part.transposed(len(rows)), weights[1])
+                    gradient[:, : len(back)] += back.T
+                to_rows[tile.rows].addmm_(gradient, columns[tile.columns])
+                to_columns[tile.columns].addmm_(gradient.T, rows[tile.rows])
+            # Of the logits' gradient G: scale G Y, scale G' X, and the sum of G times the cosines.
+            to_scale = (to_rows * rows).sum()
+            return to_rows * scale, to_columns * scale, to_scale, None

@@ -127,13 +127,11 @@ def pull(loss, duplicates):
     image, text = batch()
     with torch.no_grad():
         text[4] = text[1]
-    repeated = None
-    if duplicates != "negative":
-        repeated = torch.zeros(1, 6, dtype=torch.bool)
-        repeated[0, 4] = True
+    everything = ids_of([1, 2, 3, 4, 2, 6])
+    own = Ids(*(part[1:2] for part in everything))
     value = loss(
         image[1:2], text, offset=1, scale=torch.tensor(7.0, dtype=torch.float64),
-        repeated=repeated, repeated_are_positive=duplicates == "positive",
+        ids=own, all_ids=everything, duplicates=duplicates,
     )  # fmt: skip
     (gradient,) = torch.autograd.grad(value, text)
     return -(gradient[4] @ image[1].detach()).item()
