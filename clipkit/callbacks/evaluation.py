@@ -145,8 +145,11 @@ class Evaluation(Callback):
             or self._clock.due_after_epoch(trainer)
             or (stale and self._evaluated_step.get("epoch") != trainer.global_step)
         ):
-            metrics = self._evaluate(trainer, pl_module, "epoch")
-            if fitting:
+            known = fitting and self._evaluated_step.get("epoch") == trainer.global_step
+            metrics = (
+                self._latest["epoch"] if known else self._evaluate(trainer, pl_module, "epoch")
+            )
+            if fitting and not known:
                 # At the steps that were made, as within an epoch; Lightning would log one less.
                 _log_directly(trainer, metrics, step=trainer.global_step)
             pl_module.log_dict(_exactly(metrics), logger=not fitting)

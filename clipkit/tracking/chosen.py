@@ -81,7 +81,5 @@ def _step_of(path: str) -> int | None:
         return int(held["global_step"])
     except Exception as error:  # a user's callback may have put anything into it
         reason = str(error).partition("\n")[0]
-        warnings.warn(
-            f"{path}: the step of the chosen checkpoint is unknown ({reason})", stacklevel=2
-        )
+        warnings.warn(f"{path}: the step of this checkpoint is not known ({reason})", stacklevel=2)
         return None
