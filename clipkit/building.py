@@ -114,6 +114,13 @@ class ClipkitCLI(LightningCLI):
             help="Tag that runs of one sweep share.",
         )
 
+    def before_validate(self) -> None:
+        """Nothing is trained: what only chooses checkpoints is not missed."""
+        warnings.filterwarnings("ignore", message=".*callbacks used to create the checkpoint.*")
+
+    def before_test(self) -> None:
+        self.before_validate()
+
     # --- Words to configuration --------------------------------------------------------------
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:

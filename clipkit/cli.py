@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
@@ -48,6 +49,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"clipkit: {error.sentence}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
+        # Whoever is impatient presses twice; the way out shall not be interrupted.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
         print("clipkit: interrupted", file=sys.stderr)
         return 130
 

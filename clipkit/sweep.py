@@ -87,7 +87,8 @@ def run(words: Sequence[str]) -> int:
         for outcome in failed:
             log.info("  %s  %s", outcome.log, _last_line(outcome.log))
         log.info("the same command runs them again, and only them")
-    log.info("\nnext  clipkit compare %s", experiment)
+    if finished or len(failed) < len(open_runs):
+        log.info("\nnext  clipkit compare %s", experiment)
     return 1 if failed else 0
 
 

@@ -56,6 +56,7 @@ class Console(Callback):
         self.every_n_seconds = every_n_seconds
         self._began = 0.0
         self._said = 0.0
+        self._said_step = 0
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._began = self._said = time.monotonic()
@@ -92,13 +93,21 @@ class Console(Callback):
             f"{name} {metrics[name]:.3f}" for name in ("train/loss", "val/loss") if name in metrics
         ]
         log.info("  ".join(parts))
-        for table in _tables(metrics):
+        self._say_measured(trainer)
+
+    def _say_measured(self, trainer: L.Trainer) -> None:
+        """Print what was measured after this very step, once."""
+        if self._said_step == trainer.global_step:
+            return
+        self._said_step = trainer.global_step
+        for table in _tables(_latest(trainer, at=trainer.global_step)):
             log.info(table)
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         _say_evaluated({name: float(value) for name, value in trainer.callback_metrics.items()})
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._say_measured(trainer)
         for table in _tables(_latest(trainer, when="end")):
             log.info(f"at the end\n{table}")
         for line in _summary(trainer, time.monotonic() - self._began):
@@ -147,11 +156,11 @@ def _checkpoint(trainer: L.Trainer) -> str:
     return chosen_checkpoint(trainer) or next(filter(None, last), "")
 
 
-def _latest(trainer: L.Trainer, when: str = "epoch") -> dict[str, float]:
-    """Return what the zero-shot callbacks measured last at this time."""
+def _latest(trainer: L.Trainer, when: str = "epoch", *, at: int | None = None) -> dict[str, float]:
+    """Return what the evaluations measured last, or at this step."""
     found: dict[str, float] = {}
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if isinstance(callback, Evaluation):
+        if isinstance(callback, Evaluation) and at in (None, callback.evaluated_at(when)):
             found |= callback.latest(when)
     return found
 

@@ -19,7 +19,6 @@ from clipkit.data.pairs import PairDataModule
 from clipkit.errors import UserError
 from clipkit.module import CLIPModule
 from clipkit.suite import EvalData
-from clipkit.suite.digests import digest_of_values
 from clipkit.suite.embedder import ModuleEmbedder
 from clipkit.suite.eval_data import refuse_set_name
 from clipkit.suite.examples import write_examples
@@ -27,7 +26,8 @@ from clipkit.suite.opening import Opened, Splits, open_data
 from clipkit.suite.outcomes import Measured, write_outcomes
 from clipkit.suite.tasks import Task
 from clipkit.tracking import MLflowLogger, folder_of_run
-from clipkit.tracking.chosen import best_score, saved_step
+from clipkit.tracking.chosen import best_score, chooses_by, saved_step, saves_after_step
+from clipkit.tracking.digests import digest_of_values
 from clipkit.tracking.outcomes import examples_beside
 
 
@@ -86,6 +86,10 @@ class Evaluation(Callback):
         """Return what was measured last: ``epoch`` or ``end``."""
         return self._latest[when]
 
+    def evaluated_at(self, when: str) -> int | None:
+        """Return how many steps had been made when that was measured."""
+        return self._evaluated_step.get(when)
+
     @property
     def seconds_spent(self) -> float:
         """How long the evaluations of this fit have taken together."""
@@ -97,11 +101,14 @@ class Evaluation(Callback):
         # Opened here, so that a missing column ends the run before an epoch is spent on it.
         for name, data in self.datasets.items():
             try:
+                if data.split == self.train_split:
+                    raise UserError(f"train_split: {data.split!r} is the split that is scored")
                 self.task.check(self._open(trainer, name, data.split))
                 if self.train_split is not None:
                     self.task.check(self._open(trainer, name, self.train_split))
             except UserError as error:
-                raise UserError(f"{type(self).__name__}.datasets.{name}: {error}") from error
+                sentence = str(error).removeprefix("EvalData.")
+                raise UserError(f"{type(self).__name__}.datasets.{name}: {sentence}") from error
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._clock.start(trainer.global_step)
@@ -116,8 +123,10 @@ class Evaluation(Callback):
         if not self.schedule.within_epochs:
             return
         data = own_data(trainer)
-        batch_size = 1 if data is None else data.batch_size
-        if self._clock.due_after_step(trainer, batch_size):
+        pairs = 1 if data is None else data.batch_size * trainer.accumulate_grad_batches
+        due = self._clock.due_after_step(trainer, pairs)
+        chosen_now = saves_after_step(trainer, self.metric_names())
+        if due or (chosen_now and self._evaluated_step.get("epoch") != trainer.global_step):
             metrics = self._evaluate(trainer, pl_module, "epoch")
             _log_directly(trainer, metrics, step=trainer.global_step)
             # For a checkpoint callback that chooses inside an epoch.
@@ -128,9 +137,19 @@ class Evaluation(Callback):
             return
         # After the first epoch of a fit too: the checkpoint callback wants its metric from then on.
         fitting = trainer.state.fn == TrainerFn.FITTING
-        if not fitting or not self._has_logged or self._clock.due_after_epoch(trainer):
-            metrics = self._evaluate(trainer, pl_module, "epoch")
-            if fitting:
+        # Whoever chooses by a value of an earlier step would keep weights that never had it.
+        stale = self.schedule.within_epochs and chooses_by(trainer, self.metric_names())
+        if (
+            not fitting
+            or not self._has_logged
+            or self._clock.due_after_epoch(trainer)
+            or (stale and self._evaluated_step.get("epoch") != trainer.global_step)
+        ):
+            known = fitting and self._evaluated_step.get("epoch") == trainer.global_step
+            metrics = (
+                self._latest["epoch"] if known else self._evaluate(trainer, pl_module, "epoch")
+            )
+            if fitting and not known:
                 # At the steps that were made, as within an epoch; Lightning would log one less.
                 _log_directly(trainer, metrics, step=trainer.global_step)
             pl_module.log_dict(_exactly(metrics), logger=not fitting)

@@ -35,6 +35,7 @@ class Labels(NamedTuple):
 
     ids: np.ndarray  # (N,) int64
     names: list[str]
+    are_words: bool = False  # the column holds names, not numbers
 
 
 class Source(ABC):
@@ -194,24 +195,25 @@ class Rows(Sequence[Row], ABC):
         """
         values, names = self.column(name), self.class_names(name)
         # By the whole column: a selection of its rows is numbered as all of them are.
-        given = [value for value in self._whole_column(name) if value is not None]
+        given = [value for value in self.unselected().column(name) if value is not None]
         if any(not isinstance(value, str | int) for value in given):
             raise UserError(f"column {name!r} holds neither names nor numbers of classes")
-        if all(isinstance(value, int) or value.isdecimal() for value in given):
-            # The cells of a csv file are text.
-            numbers = [-1 if value is None else int(value) for value in values]
-            names = names or [str(number) for number in range(max(map(int, given), default=-1) + 1)]
-        else:
+        # The cells of a csv file are text.
+        are_words = any(isinstance(value, str) and not value.isdecimal() for value in given)
+        if are_words:
             names = sorted({str(value) for value in given})
             place = {value: number for number, value in enumerate(names)}
             numbers = [-1 if value is None else place[str(value)] for value in values]
+        else:
+            numbers = [-1 if value is None else int(value) for value in values]
+            names = names or [str(number) for number in range(max(map(int, given), default=-1) + 1)]
         empty = [row for row, number in enumerate(numbers) if not 0 <= number < len(names)]
         if empty:
             raise UserError(
                 f"column {name!r} names no class in {len(empty):,} of {len(values):,} rows"
                 f" ({named([f'row {row + 1}' for row in empty])})"
             )
-        return Labels(np.array(numbers, np.int64), names)
+        return Labels(np.array(numbers, np.int64), names, are_words)
 
     def digest(self) -> str:
         """Hex digest of keys, captions and, where known, picture sizes: equal for equal rows."""
@@ -224,9 +226,9 @@ class Rows(Sequence[Row], ABC):
         digest.update(further)
         return digest.hexdigest()
 
-    def _whole_column(self, name: str) -> list[Any]:
-        """The values of a column, of rows that are not selected too."""
-        return self.column(name)
+    def unselected(self) -> Rows:
+        """All the rows of which these were selected."""
+        return self
 
     def _position(self, index: int) -> int:
         if not -len(self) <= index < len(self):
@@ -290,9 +292,8 @@ class StoredRows(Rows):
         self._check(name)
         return self._source.class_names(name)
 
-    def _whole_column(self, name: str) -> list[Any]:
-        whole: list[Any] = self._source.column(name).to_pylist()
-        return whole
+    def unselected(self) -> StoredRows:
+        return StoredRows(self._source, captions=self._captions, keys=self._keys)
 
     def select(self, index: Sequence[int] | np.ndarray) -> StoredRows:
         places = np.asarray(index, np.int64)

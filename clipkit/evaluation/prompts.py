@@ -114,7 +114,7 @@ def class_name_warnings(class_names: Sequence[str]) -> list[str]:
         classes.setdefault(name.strip(), []).append(which)
     warnings = []
     if empty := classes.pop("", []):
-        warnings.append(f"class names that are empty: {_some(map(str, empty))}")
+        warnings.append(f"an empty name has class {_some(map(str, empty))}, counted from 0")
     if repeated := {name: ids for name, ids in classes.items() if len(ids) > 1}:
         shown = _some(f"{name!r} ({', '.join(map(str, ids))})" for name, ids in repeated.items())
         warnings.append(

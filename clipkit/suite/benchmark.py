@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -17,7 +18,6 @@ from clipkit.evaluation import ties
 from clipkit.evaluation.statistics import SEED
 from clipkit.interop.base import probe
 from clipkit.suite import results
-from clipkit.suite.digests import digest_of_texts, digest_of_values
 from clipkit.suite.embedder import ModelEmbedder
 from clipkit.suite.eval_data import EvalData
 from clipkit.suite.examples import write_examples
@@ -25,12 +25,16 @@ from clipkit.suite.opening import Opened, Splits, open_data
 from clipkit.suite.outcomes import Measured, write_outcomes
 from clipkit.suite.suite_file import Suite, TaskSpec
 from clipkit.suite.tasks import TASKS, Task
+from clipkit.tracking.digests import digest_of_texts, digest_of_values
 from clipkit.tracking.result_runs import read_result
 
 if TYPE_CHECKING:
     from clipkit.interop import OpenedModel
 
 log = logging.getLogger(__name__)
+
+_BEHAVIOUR_DIMS = 16
+_BEHAVIOUR_TOLERANCE = 1e-3
 
 
 @dataclass(frozen=True)
@@ -65,7 +69,7 @@ class _Planned:
                 "classes": None if names is None else len(names),
                 "templates": digest_of_texts(_templates(test.data)),
             },
-            **self.task.settings(self.splits),
+            "settings": self.task.settings(self.splits),
             "main_metric": self.spec.metric,
             "verified": self.spec.verified,
         }
@@ -97,9 +101,14 @@ def benchmark(
     result = results.new(opened, suite=suite.name, settings=settings)
     result["model"]["behaviour"] = _behaviour(opened)
     earlier = _earlier(output, result) if resume and output is not None else []
-    wanted = {(spec.task, spec.set) for spec in suite.tasks}
-    others = [entry for entry in earlier if (entry["task"], entry["set"]) not in wanted]
     entries, todo = _take_over(_plan(suite, limit, result), earlier)
+    again = {(planned.spec.task, planned.spec.set) for planned, _ in todo}
+    # Also what other suites asked for, and what cannot be opened today.
+    others = {
+        key: entry
+        for entry in earlier
+        if (key := (entry["task"], entry["set"])) not in entries and key not in again
+    }
     if entries or others:
         log.info("%d tasks are kept from %s, measured before", len(entries) + len(others), output)
     embedder = ModelEmbedder(opened.model, scale=opened.scale, batch_size=batch_size)
@@ -142,11 +151,17 @@ def _open(spec: TaskSpec, limit: int | None) -> _Planned:
         spec,
         task,
         Splits(
-            opened(spec.data if limit is None else replace(spec.data, limit=limit)),
+            opened(_limited(spec.data, limit)),
             None if spec.train is None else opened(spec.train),
             None if spec.validation is None else opened(spec.validation),
         ),
     )
+
+
+def _limited(data: EvalData, limit: int | None) -> EvalData:
+    if limit is None or (data.limit is not None and data.limit <= limit):
+        return data
+    return replace(data, limit=limit)
 
 
 _Entries = dict[tuple[str, str], dict[str, Any]]
@@ -175,24 +190,40 @@ def _earlier(output: Path, result: dict[str, Any]) -> list[dict[str, Any]]:
     if not output.is_file():
         return []
     earlier = read_result(output)
-    same = earlier.get("settings") == result["settings"] and all(
-        earlier["model"].get(key) == value
-        for key, value in result["model"].items()
-        if key not in ("spec", "name", "configuration")
-    )
-    return list(earlier["tasks"]) if same else []
+    before, now = earlier["model"], result["model"]
+    named = ("spec", "name", "configuration", "behaviour")
+    same = all(before.get(key) == value for key, value in now.items() if key not in named)
+    if not same or not _alike(before.get("behaviour"), now["behaviour"]):
+        raise UserError(
+            f"--resume: {output} holds {before.get('name')}, which is another model than "
+            f"{now['name']}; name another --output, or leave --resume out to write it anew"
+        )
+    if earlier.get("settings") != result["settings"]:
+        differing = [k for k, v in result["settings"].items() if earlier["settings"].get(k) != v]
+        raise UserError(
+            f"--resume: {output} was measured with another {', '.join(differing)}; name another "
+            "--output, or leave --resume out to write it anew"
+        )
+    return list(earlier["tasks"])
 
 
-def _behaviour(opened: OpenedModel) -> str | None:
-    """Return a digest of what the model makes of two pictures and two texts, to three digits.
+def _behaviour(opened: OpenedModel) -> list[float] | None:
+    """Return some of what the model makes of two pictures and two texts.
 
     The same weights in another architecture have the same digest and are another model.
     """
     try:
-        embeddings = torch.cat([ties.normalise(side) for side in probe(opened.model)])
+        sides = [ties.normalise(side)[:, :_BEHAVIOUR_DIMS] for side in probe(opened.model)]
     except Exception:  # the tasks say what is wrong with it
         return None
-    return digest_of_texts(map(str, (1000 * embeddings).round().long().flatten().tolist()))
+    return [round(value, 5) for value in torch.cat(sides).flatten().tolist()]
+
+
+def _alike(before: list[float] | None, now: list[float] | None) -> bool:
+    """Whether two models behave alike, rounding on other hardware aside."""
+    if before is None or now is None or len(before) != len(now):
+        return before == now
+    return all(abs(a - b) < _BEHAVIOUR_TOLERANCE for a, b in zip(before, now, strict=True))
 
 
 def _templates(data: EvalData) -> list[str]:
@@ -226,9 +257,13 @@ def _measure(
         measured = planned.task.measure(embedder, planned.splits)
     for warning in caught:
         log.warning("%s: %s", planned.name, warning.message)
+    if planned.spec.metric not in measured.metrics:
+        there = ", ".join(name for name in planned.task.measures if name in measured.metrics)
+        raise UserError(f"metric: {planned.spec.metric} is not defined here; there are {there}")
     seconds, pictures = time.monotonic() - began, embedder.num_embedded - before
     return {
         "metrics": results.as_json(measured.metrics),
+        "warnings": [str(warning.message) for warning in caught],
         "seconds": round(seconds, 3),
         # None where another task had embedded the same pictures before.
         "images_per_second": round(pictures / seconds, 2) if pictures else None,
@@ -259,11 +294,12 @@ def _write(
     result: dict[str, Any],
     suite: Suite,
     entries: _Entries,
-    others: Sequence[dict[str, Any]],
+    others: _Entries,
 ) -> None:
     """Bring the tasks into the suite's order, those of other suites last, and write the file."""
     keys = [(spec.task, spec.set) for spec in suite.tasks]
-    result["tasks"] = [entries[key] for key in keys if key in entries] + list(others)
+    known = {**others, **entries}
+    result["tasks"] = [known.pop(key) for key in keys if key in known] + list(known.values())
     if output is not None:
         results.write(output, result)
 
@@ -274,6 +310,8 @@ def _note_failure(
     sentence = (
         error.sentence if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
     )
+    # As the suite's file calls it.
+    sentence = re.sub(r"^EvalData\.", "data.", sentence)
     sentence = f"{where}: {sentence}" if where else sentence
     log.warning("%s/%s failed: %s", spec.task, spec.set, sentence)
     log.debug("the traceback", exc_info=error)

@@ -45,7 +45,7 @@ def run(arguments: Sequence[str], *, trust: Sequence[str] = ()) -> int:
         action="store_true",
         help="keep what the result file holds for the same model, data and settings",
     )
-    parser.add_argument("--limit", type=int, help="the first so many rows of each data set only")
+    parser.add_argument("--limit", type=int, help="the first so many rows of each test set only")
     parser.add_argument("--batch_size", type=int, default=64, help="pictures at a time")
     parser.add_argument("--device", help="such as cpu or cuda:1; left out, a GPU if there is one")
     parser.add_argument("--list", action="store_true", help="print the suites and their tasks")

@@ -78,7 +78,14 @@ def _batches_of_pixels(
     mine = _Pictures(rows, module)
     fits = len(mine) * 3 * module.image_encoder.image_size**2 <= PIXELS_KEPT
     batches = []
-    for pixels in DataLoader(mine, batch_size=BATCH_SIZE, num_workers=_workers(module, mine)):
+    loader = DataLoader(
+        mine,
+        batch_size=BATCH_SIZE,
+        num_workers=_workers(module, mine),
+        # Its own: a loader draws a seed, and evaluating shall not change what training draws.
+        generator=torch.Generator(),
+    )
+    for pixels in loader:
         if fits:
             batches.append(pixels)
         yield pixels

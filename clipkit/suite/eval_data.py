@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -76,7 +76,7 @@ def open_classes(data: EvalData, rows: Rows) -> Classes:
     """Return label ids and readable class names of the rows."""
     found = rows.labels(data.label_column)
     names = [readable(name) for name in found.names]
-    if data.class_names is not None and _is_text(rows.column(data.label_column)):
+    if data.class_names is not None and found.are_words:
         return _by_name(data, found.ids, names)
     if data.class_names is not None:
         if len(data.class_names) < len(names):
@@ -86,7 +86,13 @@ def open_classes(data: EvalData, rows: Rows) -> Classes:
             )
         names = list(data.class_names)
     if data.class_name_column is not None:
-        for label, name in zip(found.ids, rows.column(data.class_name_column), strict=True):
+        # Of all rows, so that a class none of these shows has its name too.
+        everything, labels = rows.unselected(), found.ids
+        try:
+            labels = everything.labels(data.label_column).ids
+        except UserError:  # of a row that was left out as incomplete
+            everything = rows
+        for label, name in zip(labels, everything.column(data.class_name_column), strict=True):
             names[int(label)] = str(name)
     return Classes(found.ids, names)
 
@@ -108,10 +114,6 @@ def prompts_for(data: EvalData, class_names: Sequence[str]) -> Prompts:
             f"({named([repr(name) for name in lacking])})"
         )
     return collect(prompts[name] for name in spelled)
-
-
-def _is_text(values: list[Any]) -> bool:
-    return any(isinstance(value, str) and not value.isdecimal() for value in values)
 
 
 def _by_name(data: EvalData, ids: np.ndarray, names: list[str]) -> Classes:

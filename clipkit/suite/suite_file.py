@@ -141,6 +141,9 @@ def _read_task(entry: _Value) -> TaskSpec:
         for part in ("train", "validation")
         if part in written
     }
+    for part, other in parts.items():
+        if (other.path, other.split) == (data.path, data.split):
+            raise written[part].error(f"is split {data.split!r}, which is scored; name another")
     return TaskSpec(
         task=task,
         set=name,

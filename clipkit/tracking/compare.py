@@ -161,15 +161,16 @@ class Comparison:
     def params(self) -> list[str]:
         """The parameters that differ between configurations.
 
-        A result file knows no configuration: what it does not say does not differ.
+        A result file may know no configuration, and a run no suite: what one does not say does not
+        differ.
         """
         runs = [one.entries[0].run for one in self.configurations]
-        differing: list[str] = []
-        for known in (True, False):
-            params = [about(run) for run in runs if bool(run.configuration) == known]
-            keys = dict.fromkeys(key for one in params for key in one)
-            differing += [key for key in keys if len({one.get(key) for one in params}) > 1]
-        return differing
+        found: dict[str, None] = {}
+        for said in (_configuration, _about):
+            saying = [params for run in runs if (params := said(run))]
+            keys = dict.fromkeys(key for one in saying for key in one)
+            found.update({key: None for key in keys if len({p.get(key) for p in saying}) > 1})
+        return list(found)
 
     @property
     def taken(self) -> str:
@@ -202,7 +203,13 @@ class Comparison:
     def chose_itself(self, metric: str) -> bool:
         """Return whether a metric is measured on what chose the checkpoint."""
         monitors = {e.run.chooser.monitor for e in self.entries if e.run.chooser}
-        return self.how == "chosen" and evaluation_of(metric) in map(evaluation_of, monitors)
+        return self.how == "chosen" and _data_of(metric) in map(_data_of, monitors)
+
+
+def _data_of(metric: str) -> str:
+    """Return the set of ``zeroshot/digits/top1``, whichever the task; ``val`` of ``val/loss``."""
+    evaluation = evaluation_of(metric)
+    return evaluation.partition("/")[2] or evaluation
 
 
 def compare(
@@ -248,8 +255,16 @@ def compare(
 
 
 def about(run: Run) -> dict[str, str]:
-    """Return what distinguishes a run: its configuration, or what its result file says."""
-    return {**run.configuration} or {**getattr(run, "about", {})}
+    """Return what distinguishes a run: its configuration, and what its result file says."""
+    return {**_configuration(run), **_about(run)}
+
+
+def _configuration(run: Run) -> dict[str, str]:
+    return {**run.configuration}
+
+
+def _about(run: Run) -> dict[str, str]:
+    return {**run.about} if isinstance(run, ResultRun) else {}
 
 
 def choose_metrics(runs: Sequence[Run], asked: Sequence[str]) -> list[str]:

@@ -42,7 +42,8 @@ class FolderRun(Run):
         if self.status != "finished":
             return self._step_of_best()
         chosen = self._said.get("chosen")
-        return int(chosen["step"]) if isinstance(chosen, dict) and "step" in chosen else None
+        step = chosen.get("step") if isinstance(chosen, dict) else None
+        return step if isinstance(step, int) else None
 
 
 def read_status(folder: Path) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import tempfile
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
 
 _PAGE = 1000
+_LARGEST = 1.797e308
 _NOT_ENVIRONMENT = tuple(f"clipkit.{n}" for n in ("run_folder", "recipe", "id", "chosen_step"))
 
 
@@ -136,7 +138,7 @@ class MLflowRun(Run):
         self.where = f"{experiment}/{self.name}"
         self.status = str(run.info.status).lower()
         self.params = dict(run.data.params)
-        self.latest = dict(run.data.metrics)
+        self.latest = {name: _value(value) for name, value in run.data.metrics.items()}
         tags = run.data.tags
         self.identity = tags.get("clipkit.id", self.id)
         folder = Path(tags.get("clipkit.run_folder", ""))
@@ -161,7 +163,9 @@ class MLflowRun(Run):
                 points = self._store.client.get_metric_history(self.id, metric)
             points = sorted(points, key=lambda point: (point.timestamp, point.step))
             self._histories[metric] = [
-                Point(point.step, max(0.0, point.timestamp / 1000 - self.began), point.value)
+                Point(
+                    point.step, max(0.0, point.timestamp / 1000 - self.began), _value(point.value)
+                )
                 for point in points
             ]
         return self._histories[metric]
@@ -204,6 +208,11 @@ class MLflowRun(Run):
         folder.mkdir(exist_ok=True)
         with self._store._one_line():
             return Path(self._store.client.download_artifacts(self.id, path, str(folder)))
+
+
+def _value(stored: float) -> float:
+    """Return a metric as it was logged: MLflow keeps the largest number in place of infinity."""
+    return math.copysign(math.inf, stored) if abs(stored) >= _LARGEST else stored
 
 
 def _pages(ask: Any) -> list[Any]:

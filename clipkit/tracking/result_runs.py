@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from clipkit.errors import UserError
+from clipkit.tracking.digests import digest_of_values
 from clipkit.tracking.runs import Point, Run, Score, Which, as_params
 
 KIND = "clipkit-benchmark"
@@ -76,10 +77,15 @@ class ResultRun(Run):
             return None
         return self.path.parent / str(task["outcomes"])
 
+    # Both are known also where the outcomes were left behind.
+
     def digest(self, evaluation: str) -> str | None:
-        # Also where the outcomes were left behind.
         task = self._tasks.get(evaluation)
         return None if task is None else task["data"].get("digest")
+
+    def settings(self, evaluation: str) -> str | None:
+        settings = self._tasks.get(evaluation, {}).get("settings")
+        return None if settings is None else digest_of_values(settings)
 
 
 def read_result(path: Path) -> dict[str, Any]:
@@ -95,9 +101,7 @@ def read_result(path: Path) -> dict[str, Any]:
             f"{path}, line {error.lineno}, column {error.colno}: no JSON ({error.msg})"
         ) from error
     if not isinstance(result, dict) or result.get("kind") != KIND:
-        raise UserError(
-            f"{path}: no result file; `clipkit benchmark X --output {path.name}` writes one"
-        )
+        raise UserError(f"{path}: no result file; `clipkit benchmark X --output {path}` writes one")
     schema = result.get("schema")
     if not isinstance(schema, int) or schema < SCHEMA:
         raise UserError(

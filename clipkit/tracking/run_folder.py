@@ -57,17 +57,17 @@ class RunFolder(Callback):
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if stage != "fit" or self.path is not None:
             return
-        chosen: str | UserError | None = None
+        made: str | UserError | None = None
         if trainer.is_global_zero:
             try:
-                chosen = str(self._make())
+                made = str(self._make())
             except UserError as error:
-                chosen = error
+                made = error
         # The error travels too: a rank left waiting for a name would hang.
-        chosen = trainer.strategy.broadcast(chosen)
-        if isinstance(chosen, UserError):
-            raise chosen
-        self.path = Path(str(chosen))
+        made = trainer.strategy.broadcast(made)
+        if isinstance(made, UserError):
+            raise made
+        self.path = Path(str(made))
         for callback in trainer.checkpoint_callbacks:
             if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
                 callback.dirpath = str(self.path / "checkpoints")
@@ -80,7 +80,7 @@ class RunFolder(Callback):
         if self.path is not None and trainer.is_global_zero:
             taken = chosen(trainer)
             self._say(status="finished", steps=trainer.global_step, chosen=taken)
-            if taken is not None:
+            if taken is not None and taken["step"] is not None:
                 for logger in trainer.loggers:
                     if isinstance(logger, MLflowLogger):
                         logger.tag("clipkit.chosen_step", str(taken["step"]))

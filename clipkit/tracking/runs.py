@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from functools import cached_property
@@ -24,6 +25,7 @@ MEASURING = (
     *("ZeroShotClassification", "ZeroShotRetrieval", "LinearProbe", "NearestNeighbours"),
     "EvaluationPictures",
 )
+_CALLBACK = re.compile(r"(trainer\.callbacks\.)(\d+)")
 _LONGEST = 250  # where MLflow's logger cuts a parameter
 
 
@@ -210,16 +212,30 @@ class Run(ABC):
             for key, value in self.params.items()
             if key.startswith("trainer.callbacks.") and value in MEASURING
         ]
-        return {
+        kept = {
             key: value
             for key, value in self.params.items()
             if not _names_or_seeds(key) and not _begins_with(key, measuring)
         }
+        return _renumbered(kept)
 
 
 def as_params(configuration: dict[str, Any]) -> dict[str, str]:
     """Return a configuration as MLflow holds it: flat names and text."""
     return {key: str(value)[:_LONGEST] for key, value in flatten(configuration).items()}
+
+
+def _renumbered(params: dict[str, str]) -> dict[str, str]:
+    """Return the parameters with callbacks numbered anew: some between them were left out."""
+    numbers: dict[str, int] = {}
+
+    def renumber(key: str) -> str:
+        match = _CALLBACK.match(key)
+        if match is None:
+            return key
+        return f"{match[1]}{numbers.setdefault(match[2], len(numbers))}{key[match.end() :]}"
+
+    return {renumber(key): value for key, value in params.items()}
 
 
 def _names_or_seeds(key: str) -> bool:

@@ -111,7 +111,7 @@ def _unknown(what: str, path: Path, store: Store) -> str:
 
 def _hint(what: str, known: Sequence[str]) -> str:
     close = get_close_matches(what, known, n=1, cutoff=0.6)
-    return f"; did you mean {close[0]}?" if close else ""
+    return f" (did you mean {close[0]}?)" if close else ""
 
 
 def _files_beside(path: Path) -> list[str]:

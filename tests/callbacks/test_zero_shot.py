@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -87,6 +88,87 @@ def test_every_n_steps_and_samples(fit):
     assert points(steps) == [(0, 0), (0, 2), (1, 3), (2, 6), (3, 8)]
     samples = fit(*words, "--trainer.callbacks.every_n_samples=24", name="b")
     assert points(samples) == points(steps)
+
+
+@pytest.mark.parametrize("saving", [(), ("--trainer.callbacks.every_n_train_steps=2",)])
+def test_the_chosen_weights_had_the_score_they_were_chosen_by(fit, command, capsys, saving):
+    """Evaluated within epochs of two steps, saved at their ends or after every other step."""
+    rank = "retrieval/own/text_to_image_mean_rank"
+    for seed in (1, 2, 3):
+        name = f"seed{seed}"
+        fit(
+            *RETRIEVAL, "--trainer.callbacks.every_n_steps=3", "--trainer.max_epochs=5",
+            "--trainer.callbacks+=lightning.pytorch.callbacks.ModelCheckpoint", *saving,
+            f"--trainer.callbacks.monitor={rank}", "--trainer.callbacks.mode=min",
+            "--trainer.callbacks.filename=best", "--model.optimizer.lr=0.02",
+            f"--seed_everything={seed}", name=name,
+        )  # fmt: skip
+        said = json.loads(Path(f"runs/tiny/{name}/status.json").read_text())["chosen"]
+        (run,) = resolve(f"runs/tiny/{name}", Store())
+        assert run.chosen(rank).value == pytest.approx(said["score"])
+        assert run.chosen(rank).step == said["step"]
+        outcomes = pq.read_schema(f"runs/tiny/{name}/outcomes/retrieval-own-chosen.parquet")
+        assert json.loads(outcomes.metadata[b"clipkit"])["step"] == said["step"]
+        capsys.readouterr()
+        checkpoint = f"runs/tiny/{name}/checkpoints/best.ckpt"
+        assert command("validate", "--ckpt_path", checkpoint) == 0
+        (line,) = (
+            line for line in capsys.readouterr().out.splitlines() if line.startswith(f"{rank} ")
+        )
+        assert float(line.split()[1]) == pytest.approx(said["score"])
+
+
+def test_evaluating_does_not_change_what_is_trained(fit):
+    """Dropout draws the same numbers, whatever is evaluated beside it."""
+    words = ["--model.text_encoder.dropout=0.5", "--trainer.max_epochs=3"]
+    alone = fit(*words, name="alone")
+    beside = fit(*words, *RETRIEVAL, *CLASSES, "--trainer.callbacks.every_n_steps=1", name="beside")
+    losses = [
+        [line["train/loss"] for line in lines if "train/loss" in line] for lines in (alone, beside)
+    ]
+    assert losses[0] == losses[1]
+    assert len(losses[0]) == 6
+
+
+def test_a_run_whose_checkpoint_cannot_be_read_back_is_finished(fit, workdir):
+    (workdir / "mine.py").write_text(
+        "import datetime\n"
+        "from lightning.pytorch.callbacks import Callback\n"
+        "class When(Callback):\n"
+        "    def state_dict(self):\n"
+        "        return {'when': datetime.datetime(2020, 1, 1)}\n"
+    )
+    with pytest.warns(UserWarning, match="the step of this checkpoint is not known"):
+        fit(
+            "--trainer.callbacks+=mine.When",
+            "--trainer.callbacks+=lightning.pytorch.callbacks.ModelCheckpoint",
+            "--trainer.callbacks.monitor=val/loss",
+        )
+    said = json.loads(Path("runs/tiny/run/status.json").read_text())
+    assert (said["status"], said["chosen"]["step"]) == ("finished", None)
+
+
+def test_pairs_seen_count_what_is_accumulated(fit):
+    words = ["--trainer.accumulate_grad_batches=2", "--trainer.max_epochs=5"]
+    lines = fit(*RETRIEVAL, *words, "--trainer.callbacks.every_n_samples=24")
+    # One step of 16 pairs an epoch: 24 are passed at 32, 48 at 48, 72 at 80; and the first.
+    assert [step for _, step in points(lines)] == [0, 1, 2, 3, 5]
+
+
+def test_the_console_prints_what_was_just_measured(fit, capsys):
+    fit(*RETRIEVAL, "--trainer.callbacks.every_n_epochs=3", "--trainer.max_epochs=5")
+    said = re.split(r"^epoch \d", capsys.readouterr().out, flags=re.M)
+    # Before the first step, after epochs 1, 3 and the last, which is the fifth.
+    assert ["T→I R@1" in part for part in said] == [True, True, False, True, False, True]
+
+
+def test_a_probe_does_not_learn_from_what_it_is_scored_on(workdir, pictures, command, capsys):
+    assert command(
+        "fit", "-c", "base", "-c", "tiny.yaml", "--data.dataset", pictures,
+        "--trainer.callbacks+=LinearProbe",
+        "--trainer.callbacks.datasets={own: {split: train}}",
+    ) == 2  # fmt: skip
+    assert "train_split: 'train' is the split that is scored" in capsys.readouterr().err
 
 
 def test_the_weights_that_a_run_ends_with_are_evaluated(fit):

@@ -63,5 +63,5 @@ def test_no_class_names_are_refused() -> None:
 def test_empty_and_repeated_names_are_warned_of() -> None:
     assert class_name_warnings(["fox", "dog"]) == []
     empty, repeated = class_name_warnings(["missile", " ", "fox", "missile", ""])
-    assert empty == "class names that are empty: 1, 4"
+    assert empty == "an empty name has class 1, 4, counted from 0"
     assert "'missile' (0, 3)" in repeated

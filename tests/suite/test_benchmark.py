@@ -1,15 +1,18 @@
 """A model on a suite: every task, chance for a constant model, resuming, and what fails."""
 
+import io
 import json
 import re
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
 
+from clipkit.errors import UserError
 from clipkit.evaluation.metric import Metric
 from clipkit.interop import OpenedModel
 from clipkit.suite import EvalData, results
@@ -133,18 +136,17 @@ def test_resume_skips_what_is_done_for_the_same_model_and_settings_only(tmp_path
     second = benchmark(opened(again), suite, output=path, resume=True)
     assert again.pictures == 2  # what its digest is made of
     assert second["tasks"] == first["tasks"]
-    other = Pixels()
-    benchmark(opened(other, weights="others"), suite, output=path, resume=True)
-    assert other.pictures > 2
-    limited = Pixels()
-    benchmark(opened(limited, weights="others"), suite, output=path, resume=True, limit=30)
-    assert limited.pictures > 2
+    with pytest.raises(UserError, match="holds own, which is another model"):
+        benchmark(opened(Pixels(), weights="others"), suite, output=path, resume=True)
+    with pytest.raises(UserError, match="measured with another limit"):
+        benchmark(opened(Pixels()), suite, output=path, resume=True, limit=30)
+    assert json.loads(path.read_text())["tasks"] == first["tasks"]
     fewer = (tmp_path / "suite.yaml").read_text().replace("k: 5", "k: 7")
     (tmp_path / "suite.yaml").write_text(fewer)
     partly = Pixels()
     changed = read_suite(tmp_path / "suite.yaml")
-    benchmark(opened(partly, weights="others"), changed, output=path, resume=True, limit=30)
-    assert partly.pictures == 2 + 30 + 150  # what kNN needs
+    benchmark(opened(partly), changed, output=path, resume=True)
+    assert partly.pictures == 2 + 80 + 150  # what kNN needs
 
 
 def test_resume_keeps_what_another_suite_has_measured(tmp_path):
@@ -160,6 +162,145 @@ def test_resume_keeps_what_another_suite_has_measured(tmp_path):
     assert [entry["set"] for entry in both["tasks"]] == ["shapes", "digits"]
     assert both["tasks"][1] == first["tasks"][0]
     assert json.loads(path.read_text()) == both
+
+
+class Tilted(Pixels):
+    """The same weights, as another architecture uses them."""
+
+    def embed_texts(self, texts):
+        return super().embed_texts(texts) + 0.2
+
+
+def png(colour):
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8), colour).save(buffer, "png")
+    return {"bytes": buffer.getvalue(), "path": None}
+
+
+@pytest.fixture
+def own(tmp_path):
+    """Three classes in rows that differ in colour, and pairs of pictures and captions."""
+    rows = [(number * 20, 0, 60) for number in range(12)]
+    table = {
+        "image": [png(colour) for colour in rows],
+        "label": [number % 3 for number in range(12)],
+    }
+    pairs = {
+        "image_0": table["image"][:6], "image_1": table["image"][6:],
+        "caption_0": [f"a {n}" for n in range(6)], "caption_1": [f"b {n}" for n in range(6)],
+    }  # fmt: skip
+    for name in ("rows", "pairs"):
+        (tmp_path / name).mkdir()
+    for split in ("train", "test"):
+        pq.write_table(pa.table(table), tmp_path / "rows" / f"{split}-00000-of-00001.parquet")
+    pq.write_table(pa.table(pairs), tmp_path / "pairs" / "test-00000-of-00001.parquet")
+    return tmp_path, pairs
+
+
+def test_resume_measures_again_what_has_changed_in_any_way(own):
+    folder, pairs = own
+    zeroshot = {"class_names": ["cat", "dog", "bee"]}
+
+    def tasks(train="train", **settings):
+        data = {"path": "rows", "split": "test", "image_column": "image", **settings}
+        return [
+            {"task": "zeroshot", "set": "own", "data": data},
+            {"task": "knn", "set": "own", "k": 3, "train": {"split": train},
+             "data": {"path": "rows", "split": "test", "image_column": "image"}},
+            {"task": "winoground", "set": "pairs",
+             "data": {"path": "pairs", "split": "test", "image_column": "image_0"}},
+        ]  # fmt: skip
+
+    output = folder / "own.json"
+
+    def run(listed):
+        (folder / "suite.yaml").write_text(json.dumps({"tasks": listed}))
+        model = Pixels()
+        result = benchmark(opened(model), read_suite(folder / "suite.yaml"), output=output,
+                           resume=True)  # fmt: skip
+        assert not result["failed"]
+        return model.pictures - 2  # what its behaviour is seen by
+
+    assert run(tasks(**zeroshot)) == 12 + 12 + 6 + 6
+    assert run(tasks(**zeroshot)) == 0
+    assert run(tasks(class_names=["cat", "dog", "ant"])) == 12
+    prompts = {name: [f"a {name}"] for name in ("cat", "dog", "ant")}
+    assert run(tasks(class_names=["cat", "dog", "ant"], prompts=prompts)) == 12
+    prompts["dog"] = ["the dog"]
+    unchanged = tasks(class_names=["cat", "dog", "ant"], prompts=prompts)
+    assert run(unchanged) == 12
+    # Other rows to learn from.
+    table = pq.read_table(folder / "rows" / "train-00000-of-00001.parquet")
+    pq.write_table(table.slice(0, 9), folder / "rows" / "train-00000-of-00001.parquet")
+    assert run(unchanged) == 12 + 9
+    # Another second picture, as large as before.
+    pairs["image_1"] = pairs["image_1"][::-1]
+    pairs["image_1"][0] = png((1, 2, 3))
+    pq.write_table(pa.table(pairs), folder / "pairs" / "test-00000-of-00001.parquet")
+    assert run(unchanged) == 6 + 6
+    assert run(unchanged) == 0
+    (folder / "suite.yaml").write_text(json.dumps({"tasks": unchanged}))
+    suite = read_suite(folder / "suite.yaml")
+    with pytest.raises(UserError, match="another model"):
+        benchmark(opened(Tilted()), suite, output=output, resume=True)
+
+
+def test_what_cannot_be_opened_today_keeps_what_was_measured(own):
+    folder, _ = own
+    (folder / "suite.yaml").write_text(
+        "tasks: [{task: knn, set: own, train: {split: train},"
+        " data: {path: rows, split: test, image_column: image}}]"
+    )
+    output = folder / "own.json"
+    first = benchmark(opened(Pixels()), read_suite(folder / "suite.yaml"), output=output)
+    (folder / "rows" / "train-00000-of-00001.parquet").write_bytes(b"broken")
+    again = benchmark(opened(Pixels()), read_suite(folder / "suite.yaml"), output=output,
+                      resume=True)  # fmt: skip
+    assert again["tasks"] == first["tasks"]
+    assert [failed["set"] for failed in again["failed"]] == ["own"]
+
+
+def test_a_suites_own_limit_is_not_raised(own):
+    folder, _ = own
+    (folder / "suite.yaml").write_text(
+        "tasks: [{task: zeroshot, set: own, metric: top5,"
+        " data: {path: rows, split: test, image_column: image, limit: 5}}]"
+    )
+    result = benchmark(opened(Pixels()), read_suite(folder / "suite.yaml"), limit=8)
+    # Of three classes there is no top-5.
+    (failed,) = result["failed"]
+    assert "top5 is not defined here; there are top1, mean_class_top1" in failed["error"]
+    (folder / "suite.yaml").write_text((folder / "suite.yaml").read_text().replace("top5", "top1"))
+    for limit, n in ((8, 5), (4, 4)):
+        result = benchmark(opened(Pixels()), read_suite(folder / "suite.yaml"), limit=limit)
+        assert result["tasks"][0]["data"]["n"] == n
+
+
+def test_what_is_scored_is_not_learned_from(own):
+    folder, _ = own
+    (folder / "suite.yaml").write_text(
+        "tasks:\n  - task: knn\n    set: own\n    data: {path: rows, split: train}\n"
+        "    train: {split: train}\n"
+    )
+    with pytest.raises(UserError, match=r"line 5, .*train: is split 'train', which is scored"):
+        read_suite(folder / "suite.yaml")
+
+
+def test_labels_of_a_selection_are_read_as_those_of_all_rows(tmp_path):
+    (tmp_path / "l.csv").write_text("image,label,name\n" + "".join(
+        f"{number}.png,{label},{name}\n"
+        for number, (label, name) in enumerate([("0", "zebra"), ("1", "cat"), ("cat", "dog")])
+    ))  # fmt: skip
+    for number in range(3):
+        Image.new("RGB", (8, 8), (number, 0, 0)).save(tmp_path / f"{number}.png")
+    data = {"path": str(tmp_path / "l.csv"), "split": "train", "class_names": ["cat", "0", "1"]}
+    for limit in (None, 2):
+        classes = open_data(EvalData(**data, limit=limit)).classes
+        assert [classes.names[label] for label in classes.labels] == ["0", "1", "cat"][:limit]
+    data = {"path": str(tmp_path / "l.csv"), "split": "train", "class_name_column": "name"}
+    for limit in (None, 2):
+        classes = open_data(EvalData(**data, limit=limit)).classes
+        assert classes.names == ["zebra", "cat", "dog"]
 
 
 def test_data_that_cannot_be_opened_is_said_with_its_line(tmp_path):

@@ -435,14 +435,19 @@ def result() -> dict:
         }
 
     def task(task: str, name: str, metrics: dict, data: str = "folder", **more: object) -> dict:
-        return {"task": task, "set": name, "data": {"id": data}, "metrics": metrics, **more}
+        settings = {"arguments": more}
+        return {
+            "task": task, "set": name, "data": {"id": data}, "metrics": metrics,
+            "settings": settings,
+        }  # fmt: skip
 
     directions = {"image_to_text_r1": 0.5, "image_to_text_r5": 0.7, "text_to_image_r1": 0.3}
     zeroshot = values(top1=0.25, top5=None, mean_class_top1=0.2, tie_rate=0.0)
     return {
         "schema": 1,
         "model": {
-            "spec": "open_clip:ViT-B-32/openai",
+            # Typed as OpenAI writes it, and named as open_clip does.
+            "spec": "open_clip:ViT-B/32/openai",
             "name": "ViT-B-32/openai",
             "weights": "ab" * 32,
         },
@@ -451,7 +456,7 @@ def result() -> dict:
             task("multilabel", "voc", values(map=0.6, map_11point=0.5)),
             task("retrieval", "flickr8k", values(**directions, text_to_image_mean_rank=9.0)),
             task("probe", "digits", values(top1=0.9, mean_class_top1=0.8)),
-            task("fewshot", "digits", values(top1=0.7), arguments={"shots": 5, "seeds": 3}),
+            task("fewshot", "digits", values(top1=0.7), shots=5, seeds=3),
             task("knn", "digits", values(top1=0.9)),
             task("winoground", "winoground", values(text=0.3, image=0.1, group=0.05)),
             task("sugarcrepe", "swap_obj", values(accuracy=0.6)),

@@ -17,7 +17,7 @@ from clipkit.tracking.command import run
 from clipkit.tracking.latex import escape
 from clipkit.tracking.metric_names import higher_is_better, main_metrics, number, short
 from clipkit.tracking.tables import Column, layout, short_params
-from tests.tracking.conftest import changed
+from tests.tracking.conftest import CONFIGURATION, changed
 
 
 @pytest.fixture
@@ -677,3 +677,56 @@ def test_a_result_file_of_a_checkpoint_knows_its_configuration(recorder, compare
 def test_a_format_that_is_none(recorder):
     recorder.run("one", 0.6)
     assert "did you mean json?" in refuses("one", "--format", "jsn")
+
+
+def test_result_files_without_their_outcomes_do_not_pool_other_prompts(recorder, compare):
+    import shutil
+
+    def settings(name, prompts):
+        path = recorder.folder / name
+        result = json.loads(path.read_text())
+        for task in result["tasks"]:
+            task["settings"] = {"arguments": {}, "prompts": prompts}
+        path.write_text(json.dumps(result))
+        shutil.rmtree(recorder.folder / f"{path.stem}.outcomes")
+
+    recorder.result("x.json", 0.6)
+    model = json.loads((recorder.folder / "x.json").read_text())["model"]
+    for width in (64, 128):
+        for seed in range(2):
+            configuration = changed(seed_everything=seed, model__embed_dim=width)
+            name = f"{width}-{seed}.json"
+            recorder.result(name, 0.6, seed=seed, model={**model, "configuration": configuration})
+            settings(name, "photo" if width == 64 or seed == 0 else "sketch")
+    names = [f"{width}-{seed}.json" for width in (64, 128) for seed in range(2)]
+    found = as_json(compare(*names, "--format", "json"))
+    assert not found["configuration_claims"]["made"]
+    reasons = {refusal["reason"] for refusal in found["configuration_claims"]["refused"]}
+    assert reasons == {"evaluated with other class names, prompts or arguments"}
+
+
+def test_a_run_and_somebody_elses_model_differ(recorder, compare):
+    recorder.result("base.json", 0.6)
+    model = json.loads((recorder.folder / "base.json").read_text())["model"]
+    mine = {**model, "spec": "last.ckpt", "embed_dim": 64, "configuration": changed()}
+    recorder.result("mine.json", 0.5, model=mine)
+    found = as_json(compare("mine.json", "base.json", "--format", "json"))
+    assert {"model", "embed_dim"} <= set(found["differing_params"])
+    assert r"open\_clip:ViT-B-32/openai" in compare("mine.json", "base.json", "--format", "latex")
+
+
+def test_a_callback_that_only_measures_makes_no_other_configuration(recorder, compare):
+    chooser, retrieval = CONFIGURATION["trainer"]["callbacks"]
+    for name, seed, callbacks in (("a", 0, [retrieval, chooser]), ("b", 1, [chooser])):
+        recorder.run(name, 0.5, seed=seed, mlflow=False, trainer__callbacks=callbacks)
+    found = as_json(compare("runs/drawn", "--format", "json"))
+    assert [one["seeds"] for one in found["configurations"]] == [["0", "1"]]
+
+
+def test_infinity_is_read_from_a_database_as_it_was_logged(recorder, compare):
+    recorder.run("one", 0.5)
+    experiment = recorder.client.get_experiment_by_name("drawn").experiment_id
+    (run,) = recorder.client.search_runs([experiment])
+    recorder.client.log_metric(run.info.run_id, "val/loss", float("inf"), step=50)
+    found = as_json(compare("drawn", "--format", "json"))
+    assert found["runs"][0]["scores"]["val/loss"]["value"] is None

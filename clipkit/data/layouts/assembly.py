@@ -53,6 +53,7 @@ def assemble(
     """
     model = parts.get("train") or next(iter(parts.values()))
     chosen = choose_captions(request, model.source)
+    templated = any(holds_classes(model.source, column) for column in chosen)
     splits: dict[str, StoredRows] = {}
     notes: list[str] = []
     for split, (source, keys) in parts.items():
@@ -63,7 +64,8 @@ def assemble(
             )
         captions = read_captions(request, source, chosen)
         faults = {"without a picture": np.flatnonzero(source.image_sizes() <= 0)}
-        if chosen:
+        # An evaluation needs no captions of classes, which numbers without names cannot make.
+        if chosen and (request.captions_required or not templated):
             faults["without a caption"] = without_caption(captions)
         whole, left_out = leave_out(request, split, source, faults, hint=hint)
         if len(whole) == 0:
@@ -71,7 +73,6 @@ def assemble(
         rows = StoredRows(source, captions=captions, keys=keys)
         splits[split] = rows if len(whole) == len(source) else rows.select(whole)
         notes += left_out
-    templated = any(holds_classes(model.source, column) for column in chosen)
     return Found(
         name=name,
         splits=splits,

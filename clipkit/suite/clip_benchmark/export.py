@@ -49,8 +49,8 @@ def to_clip_benchmark(result: Mapping[str, Any]) -> list[dict[str, Any]]:
         }
         if task["task"] == "sugarcrepe" and metrics:
             metrics["acc"] = metrics["text_acc"]
-        if task["task"] == "fewshot" and metrics and "shots" in task.get("arguments", {}):
-            metrics["fewshot_k"] = task["arguments"]["shots"]
+        if task["task"] == "fewshot" and metrics and "shots" in task["settings"]["arguments"]:
+            metrics["fewshot_k"] = task["settings"]["arguments"]["shots"]
         if metrics:
             entries.append(
                 {

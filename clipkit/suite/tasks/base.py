@@ -6,10 +6,10 @@ from abc import ABC, abstractmethod
 from typing import Any
 
 from clipkit.evaluation.prompts import Prompts
-from clipkit.suite.digests import digest_of_texts
 from clipkit.suite.embedder import Embedder
 from clipkit.suite.opening import Opened, Splits
 from clipkit.suite.outcomes import Measured
+from clipkit.tracking.digests import digest_of_texts
 
 
 class Task(ABC):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from clipkit.errors import UserError
@@ -53,6 +55,9 @@ class SugarCrepe(Task):
         return Measured(sugarcrepe_metrics(found), [outcome])
 
 
+_PICTURES = ("image_0", "image_1")
+
+
 class Winoground(Task):
     """Two pictures and two captions of the same words; columns image_0, image_1, caption_0, ..."""
 
@@ -63,9 +68,14 @@ class Winoground(Task):
         columns = (opened.rows.column(f"caption_{which}") for which in (0, 1))
         return [str(text) for pair in zip(*columns, strict=True) for text in pair]
 
+    def settings(self, splits: Splits) -> dict[str, Any]:
+        # The digest of the rows knows the pictures of one column.
+        digests = [other_pictures(splits.test, column).digest for column in _PICTURES]
+        return {**super().settings(splits), "pictures": digests}
+
     def measure(self, embedder: Embedder, splits: Splits) -> Measured:
         test = splits.test
-        sides = [other_pictures(test, column) for column in ("image_0", "image_1")]
+        sides = [other_pictures(test, column) for column in _PICTURES]
         pictures = [embedder.images(side.data, side.rows) for side in sides]
         numbers = torch.arange(len(test.rows))
         found = winoground(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from clipkit.errors import UserError
+from clipkit.errors import UserError, named
 from clipkit.evaluation.classification import ClassificationOutcomes
 from clipkit.evaluation.knn import classify_by_neighbours, knn_metrics
 from clipkit.evaluation.metric import Metric
@@ -106,6 +106,12 @@ def _labelled(embedder: Embedder, splits: Splits) -> tuple[dict[str, Labelled], 
     if any(one.names != names[: len(one.names)] for one in classes.values()):
         # Words that were numbered in each split by itself.
         names = sorted({name for one in classes.values() for name in one.names})
+    shown = {name: {one.names[at] for at in set(one.labels)} for name, one in classes.items()}
+    if not shown["train"] & shown["test"]:
+        raise UserError(
+            f"train and test share no class (there are {named(sorted(shown['train']))} and "
+            f"{named(sorted(shown['test']))})"
+        )
     sides = {}
     for name, one in classes.items():
         labels = one.labels
