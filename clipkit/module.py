@@ -25,7 +25,7 @@ from clipkit.errors import UserError
 from clipkit.evaluation.retrieval import batch_accuracy
 from clipkit.heads import Head
 from clipkit.losses import ContrastiveLoss, Ids, InfoNCELoss, SigLIPLoss
-from clipkit.optim import OptimizerFactory, ScheduleFactory, parameter_groups
+from clipkit.optim import OptimizerFactory, ScheduleFactory, fuse, parameter_groups
 from clipkit.pieces import counting_norms, embed_pieces, spans_of
 from clipkit.temperature import Temperature
 from clipkit.tokenizer import TextContract, Tokenizer
@@ -134,6 +134,8 @@ class CLIPModule(L.LightningModule):
         self._first_bad_step = torch.tensor(-1)
         self._warned_of_no_learning = False
         self._reported_truncation = False
+        # What the progress bar shows, fetched from the device at logging steps.
+        self.shown: dict[str, float] = {}
 
     # --- The public verbs --------------------------------------------------------------------
 
@@ -236,19 +238,35 @@ class CLIPModule(L.LightningModule):
         if batch_size is not None:
             self.temperature.fill_prior_(batch_size)
         self._say_how_batch_norm_is_counted()
+        self._warn_of_accumulation()
         if self.temperature.bias is not None and bool(self.temperature.bias.isnan()):
             raise UserError(
                 "model.temperature.bias: prior needs data.batch_size, which this data module lacks"
             )
 
     def _say_how_batch_norm_is_counted(self) -> None:
-        kinds = torch.nn.BatchNorm1d | torch.nn.BatchNorm2d | torch.nn.BatchNorm3d
-        if self.trainer.world_size > 1 and any(
-            isinstance(m, kinds) and m.training for m in self.modules()
-        ):
+        if not counting_norms([self]):
+            return
+        if self.micro_batch is not None:
+            log.info(
+                "batch norm: its statistics are those of a micro-batch of %d; the running values "
+                "move once a step",
+                self.micro_batch,
+            )
+        elif self.trainer.world_size > 1:
             log.info(
                 "batch norm: its statistics are those of a rank's share of the batch; "
                 "trainer.sync_batchnorm=true takes them over all ranks"
+            )
+
+    def _warn_of_accumulation(self) -> None:
+        batches = self.trainer.accumulate_grad_batches
+        if batches > 1:
+            log.warning(
+                "warning: trainer.accumulate_grad_batches: %d adds up gradients and no negatives: "
+                "the loss still sees data.batch_size pairs. A larger data.batch_size with "
+                "model.micro_batch has the memory of the small one and all negatives",
+                batches,
             )
 
     def on_train_start(self) -> None:
@@ -290,8 +308,9 @@ class CLIPModule(L.LightningModule):
             named |= {f"train/accuracy_{k}": v for k, v in accuracy._asdict().items()}
             named["train/truncated"] = batch["truncated"].float().mean()
             self._report_truncation(named["train/truncated"])
-            self.log("train/loss", named.pop("train/loss").detach(), prog_bar=True, sync_dist=True)
             self.log_dict({k: v.detach() for k, v in named.items()}, sync_dist=True)
+            # Not prog_bar=True: Lightning would fetch it from the device after every step.
+            self.shown["train/loss"] = float(terms.loss.detach())
             self.log_dict(self._state_of_training(all_ids))
             self._warn_of_no_learning(terms.loss, len(everywhere.image))
         loss: Tensor = terms.loss
@@ -324,6 +343,8 @@ class CLIPModule(L.LightningModule):
             },
         )
         optimizer = self.optimizer_factory(groups)
+        if getattr(self.trainer.precision_plugin, "scaler", None) is None:
+            fuse(optimizer)
         steps = self.trainer.estimated_stepping_batches
         if not math.isfinite(steps):
             raise UserError(

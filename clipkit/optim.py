@@ -56,6 +56,21 @@ def parameter_groups(
     return groups
 
 
+def fuse(optimizer: Optimizer) -> None:
+    """Let an optimiser update all parameters in one kernel, where it can and says nothing of it.
+
+    Set here and not in the constructor: Lightning takes an optimiser built as fused for one that
+    undoes loss scaling itself, and then refuses to clip gradients, in bf16 too.
+    """
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    if any(p.device.type not in _FUSED_ON or not p.is_floating_point() for p in parameters):
+        return
+    for group in optimizer.param_groups:
+        if group.get("fused", False) is None and not group.get("foreach"):
+            group["fused"] = True
+
+
+_FUSED_ON = ("cpu", "cuda")
 _POSITION = ("last_epoch", "_step_count", "_last_lr", "base_lrs")
 
 

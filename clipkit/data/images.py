@@ -9,12 +9,13 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
+from PIL.JpegImagePlugin import JpegImageFile
 from torch import Tensor
 
 from clipkit.encoders.base import Interpolation, ResizeMode
@@ -27,6 +28,9 @@ RESAMPLING = {
 WHITE = (255, 255, 255)
 LUMA = (0.299, 0.587, 0.114)
 
+Source = bytes | str | os.PathLike[str] | Image.Image
+Box = tuple[float, float, float, float]  # left, top, right, bottom, in pixels
+
 _EXIF_ORIENTATION = 0x0112
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -37,6 +41,10 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_FIRST_ON_ITS_SIDE = 5  # from here on width and height change places
+_LEFT_WAS_LAST, _TOP_WAS_LAST = (2, 3, 6, 7), (3, 4, 7, 8)
+# What libjpeg can decode to without ever making the full picture.
+_DRAFT_SCALES = (8, 4, 2)
 # A strip longer than this many times its short side is cut before it is resized: a line of
 # 1 x 10,000 pixels would pass through 1.5 GB of which a centre crop of 224 x 224 is kept.
 _LONGEST_STRIP = 16
@@ -46,7 +54,7 @@ class ImageDecodeError(OSError):
     """A picture that could not be decoded; the message names it and the reason."""
 
 
-def decode_image(source: bytes | str | os.PathLike[str] | Image.Image) -> Image.Image:
+def decode_image(source: Source) -> Image.Image:
     """Any picture as upright RGB, with transparency composited on white.
 
     Wide pixels become eight bits: 16-bit grey, and 32-bit integers that exceed 255, by 1/257;
@@ -56,19 +64,54 @@ def decode_image(source: bytes | str | os.PathLike[str] | Image.Image) -> Image.
         FileNotFoundError: there is no such file.
         ImageDecodeError: it cannot be decoded; an OSError.
     """
-    try:
-        if isinstance(source, Image.Image):
-            return _to_rgb(_upright(source))
-        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
-            return _to_rgb(_upright(image))
-    except (FileNotFoundError, MemoryError):
-        raise
-    except (
-        Exception
-    ) as error:  # PIL's readers raise whatever their parsing trips over, not only OSError
-        raise ImageDecodeError(
-            f"cannot decode {_describe(source)}: {error or type(error).__name__}"
-        ) from error
+    with _opened(source) as image:
+        image.load()  # first, since PIL turns a TIFF upright in loading it
+        return _to_rgb(_upright(image, _orientation(image)))
+
+
+class Decoded(NamedTuple):
+    """An upright RGB picture, perhaps smaller than its file says, and what lies where in it."""
+
+    image: Image.Image
+    box: Box  # what was asked for
+    whole: Box  # the picture, whose edges may lie inside the outermost pixels of a smaller one
+
+
+def decode_for_box(
+    source: Source, choose_box: Callable[[tuple[int, int]], Box], size: int
+) -> Decoded:
+    """Any picture as upright RGB, decoded no larger than a view of a box in it needs.
+
+    A JPEG is decoded at 1/2, 1/4 or 1/8 where the box keeps `size` pixels a side, which spares
+    most of its inverse transform and of the resizing; everything else is as `decode_image` has it.
+
+    Args:
+        source: The picture. One that is open already is decoded in full, and left as it is.
+        choose_box: From the full upright width and height to the box, in full-size pixels.
+        size: Pixels a side of the view that the box is to become.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ImageDecodeError: it cannot be decoded; an OSError.
+    """
+    with _opened(source) as image:
+        scalable = image is not source and _is_scalable(image)
+        if not scalable:
+            image.load()  # first, since not every format knows size and orientation before
+        orientation = _orientation(image)
+        width, height = image.size if orientation < _FIRST_ON_ITS_SIDE else image.size[::-1]
+        box = choose_box((width, height))
+        scale = _draft(image, box, size) if scalable else 1.0
+        image = _to_rgb(_upright(image, orientation))
+    # A half of 641 pixels is 321. What is too much lies at the right and the bottom of the file,
+    # so at the left and the top of a picture that is mirrored.
+    x = image.width - width / scale if orientation in _LEFT_WAS_LAST else 0.0
+    y = image.height - height / scale if orientation in _TOP_WAS_LAST else 0.0
+
+    def placed(left: float, top: float, right: float, bottom: float) -> Box:
+        return left / scale + x, top / scale + y, right / scale + x, bottom / scale + y
+
+    return Decoded(image, placed(*box), placed(0, 0, width, height))
 
 
 @contextmanager
@@ -108,8 +151,8 @@ def resize_for_eval(
 
 def to_uint8(image: Image.Image) -> Tensor:
     """An RGB picture as a uint8 tensor (3, H, W)."""
-    pixels = np.array(image)  # (H, W, 3), a copy: torch needs memory it may write to
-    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+    pixels = np.asarray(image)  # (H, W, 3), read-only: torch needs memory it may write to
+    return torch.from_numpy(pixels.transpose(2, 0, 1).copy())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,19 +212,23 @@ class Augmentation:
 
     def __call__(
         self,
-        image: Image.Image,
+        source: Source,
         size: int,
         interpolation: Interpolation,
         rng: np.random.Generator,
     ) -> Tensor:
-        """An RGB picture to one random view of it, uint8 (3, size, size)."""
+        """Any picture to one random view of it, uint8 (3, size, size).
+
+        What is encoded is decoded here, no larger than the view needs; it fails as `decode_image`.
+        """
         draws = rng.random(_NUM_DRAWS).tolist()
         crop, geometry, colour, rest = draws[:40], draws[40:46], draws[46:54], draws[54:]
-        box = self._crop_box(image.size, crop)
+        decoded = decode_for_box(source, lambda full: self._crop_box(full, crop), size)
         if self.rotation or self.shift or self.aspect or self.zoom != (1.0, 1.0):
-            view = self._warped(image, box, size, interpolation, geometry)
+            view = self._warped(decoded, size, interpolation, geometry)
         else:
-            view = image.crop(box).resize((size, size), RESAMPLING[interpolation])
+            # In one pass, so that the filter sees the true neighbours at the border of the box.
+            view = decoded.image.resize((size, size), RESAMPLING[interpolation], decoded.box)
             if geometry[0] < self.flip:
                 view = view.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         view = self._coloured(view, colour)
@@ -211,8 +258,7 @@ class Augmentation:
 
     def _warped(
         self,
-        image: Image.Image,
-        box: tuple[int, int, int, int],
+        decoded: Decoded,
         size: int,
         interpolation: Interpolation,
         draws: list[float],
@@ -220,17 +266,19 @@ class Augmentation:
         """Crop and geometry in one transform: what a rotation brings in is real picture."""
         flip, turn, zoom, stretch, shift_x, shift_y = draws
         resampling = RESAMPLING[interpolation]
-        left, top, right, bottom = box
+        image, box, whole = decoded
+        x, y = whole[:2]
+        left, top, right, bottom = box[0] - x, box[1] - y, box[2] - x, box[3] - y
+        full_width, full_height = whole[2] - x, whole[3] - y
         # PIL's resize averages over what it shrinks, its transform does not: so the picture is
         # first resized until the crop has the output's size, and the transform works at about 1:1.
         shrink_x, shrink_y = min(1.0, size / (right - left)), min(1.0, size / (bottom - top))
         width, height = (
-            max(1, round(image.width * shrink_x)),
-            max(1, round(image.height * shrink_y)),
+            max(1, round(full_width * shrink_x)),
+            max(1, round(full_height * shrink_y)),
         )
-        shrink_x, shrink_y = width / image.width, height / image.height
-        if (width, height) != image.size:
-            image = image.resize((width, height), resampling)
+        shrink_x, shrink_y = width / full_width, height / full_height
+        image = image.resize((width, height), resampling, whole)
 
         magnify = _between(self.zoom, zoom)
         tall = (1.0 + self.aspect) ** ((2.0 * stretch - 1.0) / 2.0)
@@ -368,24 +416,63 @@ def _describe(source: object) -> str:
     )
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    """Turn as EXIF says; an unreadable EXIF block is no reason to lose a picture."""
+@contextmanager
+def _opened(source: Source) -> Iterator[Image.Image]:
+    """The picture, not decoded yet; what fails inside is an ImageDecodeError that names it."""
+    try:
+        if isinstance(source, Image.Image):
+            yield source
+        else:
+            with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+                yield image
+    except (FileNotFoundError, MemoryError):
+        raise
+    except (
+        Exception
+    ) as error:  # PIL's readers raise whatever their parsing trips over, not only OSError
+        raise ImageDecodeError(
+            f"cannot decode {_describe(source)}: {error or type(error).__name__}"
+        ) from error
+
+
+def _orientation(image: Image.Image) -> int:
+    """EXIF's, 1 to 8; an unreadable EXIF block is no reason to lose a picture."""
     try:
         orientation = image.getexif().get(_EXIF_ORIENTATION, 1)
     except Exception:  # whatever a broken block of metadata trips over
-        return image
+        return 1
+    return int(orientation) if orientation in _UPRIGHT else 1
+
+
+def _upright(image: Image.Image, orientation: int) -> Image.Image:
     return image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
 
 
+def _is_scalable(image: Image.Image) -> bool:
+    """Whether it is a JPEG of cosines; a lossless one has no quantisation tables, and no scales."""
+    return isinstance(image, JpegImageFile) and bool(image.quantization)
+
+
+def _draft(image: Image.Image, box: Box, size: int) -> float:
+    """Have a JPEG decoded as small as leaves the box the size a side; how much smaller that is."""
+    width, height = image.size
+    short = min(box[2] - box[0], box[3] - box[1])
+    scale = next((scale for scale in _DRAFT_SCALES if short >= scale * size), 1)
+    drafted = image.draft("RGB", (width // scale, height // scale))
+    return 1.0 if drafted is None else width / drafted[1][2]
+
+
 def _to_rgb(image: Image.Image) -> Image.Image:
-    image.load()
+    image.load()  # only then is its transparency known
     if image.mode.startswith(("I", "F")):
         image = _eight_bit_gray(image)
     if image.has_transparency_data:
         rgba = image.convert("RGBA")
         image = Image.new("RGB", rgba.size, WHITE)
         image.paste(rgba, mask=rgba.getchannel("A"))
-    return image.convert("RGB")  # for RGB a copy, which outlives the file it was read from
+    image = image.convert("RGB")  # for RGB a copy, which outlives the file it was read from
+    image.info.clear()  # an EXIF orientation that was followed must not be followed again
+    return image
 
 
 def _eight_bit_gray(image: Image.Image) -> Image.Image:

@@ -292,16 +292,16 @@ class PairDataset(Dataset[Sample]):
         row_index, which = self._locate(key.number)
         row = self.rows[row_index]
         caption = row.captions[which] if which is not None else self._pick(row.captions, rng)
+        pixels = self.pixels
         with naming_broken(f"{row.key!r} (row {row_index})"):
             encoded = _read(row.image)
-            image = decode_image(encoded)
-        pixels = self.pixels
-        if self.augment is None:
-            tensor = to_uint8(
-                resize_for_eval(image, pixels.size, pixels.resize_mode, pixels.interpolation)
-            )
-        else:
-            tensor = self.augment(image, pixels.size, pixels.interpolation, rng)
+            if self.augment is not None:
+                tensor = self.augment(encoded, pixels.size, pixels.interpolation, rng)
+            else:
+                image = decode_image(encoded)
+                tensor = to_uint8(
+                    resize_for_eval(image, pixels.size, pixels.resize_mode, pixels.interpolation)
+                )
         return Sample(tensor, caption, _image_id(encoded), key.number)
 
     def _locate(self, index: int) -> tuple[int, int | None]:

@@ -1,5 +1,6 @@
 """Decoding, evaluation pixels and augmentation."""
 
+import base64
 import io
 from pathlib import Path
 from typing import Any, Literal
@@ -7,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, features
 from torchvision.transforms import (  # type: ignore[import-untyped]
     CenterCrop,
     Compose,
@@ -19,6 +20,7 @@ from torchvision.transforms import functional as TF
 from clipkit.data.images import (
     Augmentation,
     ImageDecodeError,
+    decode_for_box,
     decode_image,
     resize_for_eval,
     to_uint8,
@@ -54,6 +56,17 @@ def noise(width: int, height: int, seed: int = 0) -> Image.Image:
 def smooth(size: int) -> Image.Image:
     x, y = np.meshgrid(np.linspace(0, 255, size), np.linspace(0, 255, size))
     return Image.fromarray(np.stack([x, y, 255 - x], axis=-1).astype(np.uint8))
+
+
+def photo(width: int, height: int, seed: int = 0) -> Image.Image:
+    """Colour at every scale, the finer the weaker, as in photos."""
+    values, draws = np.zeros((height, width, 3)), np.random.default_rng(seed)
+    for cells in (2, 4, 8, 16, 32, 64, 128):
+        coarse = Image.fromarray(draws.integers(0, 256, (cells, cells, 3), dtype=np.uint8))
+        values += (np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC)) - 128) / (
+            cells**0.7
+        )
+    return Image.fromarray(np.clip(values + 128, 0, 255).astype(np.uint8))
 
 
 def encoded(image: Image.Image, form: str = "PNG", **options: Any) -> bytes:
@@ -129,9 +142,8 @@ def test_transparency_is_composited_on_white() -> None:
     assert decode_image(colour_key).getpixel((0, 0)) == (255, 255, 255)
 
 
-@pytest.mark.parametrize("orientation", range(1, 9))
-def test_exif_orientation_is_applied(orientation: int) -> None:
-    upright = noise(6, 4)
+def turned(upright: Image.Image, orientation: int, form: str, **options: Any) -> bytes:
+    """The file of a camera that was held so."""
     undo = {5: 5, 6: 8, 7: 7, 8: 6}.get(orientation, orientation)
     turns = {
         2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -145,8 +157,19 @@ def test_exif_orientation_is_applied(orientation: int) -> None:
     stored = upright if orientation == 1 else upright.transpose(turns[undo])
     exif = Image.Exif()
     exif[0x0112] = orientation
-    decoded = decode_image(encoded(stored, exif=exif))
+    return encoded(stored, form, exif=exif, **options)
+
+
+@pytest.mark.parametrize("form", ["PNG", "TIFF"])  # PIL turns a TIFF by itself
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_applied(orientation: int, form: str) -> None:
+    upright = noise(6, 4)
+    data = turned(upright, orientation, form)
+    decoded = decode_image(data)
     assert np.array_equal(np.asarray(decoded), np.asarray(upright))
+    assert np.array_equal(np.asarray(decode_image(decoded)), np.asarray(upright))
+    views = [Augmentation()(source, 4, "bicubic", rng(0)) for source in (data, upright)]
+    assert torch.equal(*views)
 
 
 def test_broken_exif_does_not_lose_the_picture() -> None:
@@ -219,27 +242,39 @@ def test_to_uint8_is_channels_first_and_owns_its_memory() -> None:
     assert pixels.shape == (3, 3, 5)
     assert pixels.dtype == torch.uint8
     assert np.array_equal(pixels.permute(1, 2, 0).numpy(), np.asarray(image))
-    pixels.zero_()
+    for picture in (image, noise(1, 1)):
+        to_uint8(picture).zero_()
+        assert np.asarray(picture).max() > 0
 
 
-def test_default_crop_is_clips(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int, int, int]]:
+    """The boxes as they are drawn, in full-size pixels."""
     boxes = []
-    crop = Image.Image.crop
+    draw = Augmentation._crop_box
 
-    def recorded(image: Image.Image, box: tuple[int, int, int, int]) -> Image.Image:
-        boxes.append(box)
-        return crop(image, box)
+    def recorded(*arguments: Any) -> tuple[int, int, int, int]:
+        boxes.append(draw(*arguments))
+        return boxes[-1]
 
-    monkeypatch.setattr(Image.Image, "crop", recorded)
+    monkeypatch.setattr(Augmentation, "_crop_box", recorded)
+    return boxes
+
+
+def test_default_crop_is_clips(drawn: list[tuple[int, int, int, int]]) -> None:
     image = smooth(200)
     for index in range(300):
         view = Augmentation()(image, 32, "bicubic", rng(0, index))
-        left, top, right, bottom = boxes[-1]
-        same = TF.resized_crop(
-            image, top, left, bottom - top, right - left, [32, 32], MODES["bicubic"]
+        left, top, right, bottom = drawn[-1]
+        same = to_uint8(
+            TF.resized_crop(
+                image, top, left, bottom - top, right - left, [32, 32], MODES["bicubic"]
+            )
         )
-        assert torch.equal(view, to_uint8(same))
-    left, top, right, bottom = np.array(boxes[::2]).T
+        difference = (view.int() - same.int()).abs()
+        assert difference[:, 2:-2, 2:-2].max() <= 1
+        assert difference.max() <= 4  # the border, where theirs does not see beyond the box
+    left, top, right, bottom = np.array(drawn).T
     area, ratio = (right - left) * (bottom - top) / 200**2, (right - left) / (bottom - top)
     assert 0.89 < area.min() < 0.91
     assert area.max() <= 1.0
@@ -247,6 +282,163 @@ def test_default_crop_is_clips(monkeypatch: pytest.MonkeyPatch) -> None:
     assert 1.05 < ratio.max() < 4 / 3
     assert left.min() == 0
     assert right.max() == 200
+
+
+def test_a_crop_sees_its_true_neighbours_at_its_border() -> None:
+    image = smooth(200)
+    view = Augmentation(scale=(0.25, 0.25), ratio=(1.0, 1.0))(image, 25, "bicubic", rng(3))
+    steps = view[0, 12].int().diff()
+    assert steps.min() >= 4  # a gradient of 255 / 50 a pixel, up to the last one
+    assert steps.max() <= 6
+
+
+@pytest.mark.parametrize(
+    ("full", "box", "size", "decoded"),
+    [
+        ((640, 480), (0, 0, 640, 480), 224, (320, 240)),
+        ((640, 480), (100, 9, 548, 457), 224, (320, 240)),
+        ((640, 480), (100, 9, 547, 457), 224, (640, 480)),  # 447 pixels wide
+        ((640, 480), (100, 9, 548, 456), 224, (640, 480)),
+        ((640, 480), (0, 0, 640, 480), 64, (160, 120)),
+        ((641, 483), (0, 0, 641, 483), 64, (161, 121)),
+        ((641, 483), (0, 0, 641, 483), 60, (81, 61)),
+        ((640, 480), (0, 0, 640, 480), 5, (80, 60)),  # there is nothing below an eighth
+        ((640, 480), (300, 200, 310, 220), 5, (320, 240)),
+        ((9, 7), (0, 0, 9, 7), 7, (9, 7)),
+        ((9, 7), (0, 0, 9, 7), 3, (5, 4)),
+        ((1, 1), (0, 0, 1, 1), 8, (1, 1)),
+    ],
+)
+def test_a_jpeg_is_decoded_as_small_as_leaves_the_box_its_pixels(
+    full: tuple[int, int], box: tuple[int, ...], size: int, decoded: tuple[int, int]
+) -> None:
+    image = photo(*full)
+    asked = []
+
+    def choose(whole: tuple[int, int]) -> Any:
+        asked.append(whole)
+        return box
+
+    small = decode_for_box(encoded(image, "JPEG"), choose, size)
+    assert small.image.size == decoded
+    assert small.image.mode == "RGB"
+    scale = (box[2] - box[0]) / (small.box[2] - small.box[0])
+    assert scale in (1, 2, 4, 8)
+    assert small.box == tuple(side / scale for side in box)
+    assert small.whole == (0, 0, full[0] / scale, full[1] / scale)
+    assert decode_for_box(encoded(image), choose, size).image.size == full
+    assert asked == [full] * 2
+
+
+def test_a_jpeg_that_is_open_is_left_as_it_is() -> None:
+    with Image.open(io.BytesIO(encoded(photo(64, 48), "JPEG"))) as image:
+        assert decode_for_box(image, lambda _: (0, 0, 64, 48), 8).image.size == (64, 48)
+        assert image.size == (64, 48)
+
+
+VIEWS = [
+    Augmentation(),
+    Augmentation(scale=(0.2, 1.0), flip=0.5),
+    Augmentation(rotation=20.0, zoom=(0.8, 1.2), shift=0.1, flip=0.5),
+    Augmentation(rotation=20.0, zoom=(0.5, 0.7), fill="edge"),
+]
+
+
+def views_agree(data: bytes, size: int) -> None:
+    """Of a JPEG decoded small and of the picture decoded in full: the same, and no shift."""
+    full = decode_image(data)
+    for index in range(8):
+        augment = VIEWS[index % len(VIEWS)]
+        generators = [rng(index), rng(index)]
+        small, plain = (
+            augment(source, size, "bicubic", generator).float()
+            for source, generator in zip((data, full), generators, strict=True)
+        )
+        assert (small - plain).abs().mean() < 2.0
+        assert (small - plain).mean((1, 2)).abs().max() < 1.5
+        assert generators[0].random() == generators[1].random()
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": 0}])
+def test_scaled_views_agree_with_plain_ones(mode: str, options: dict[str, Any]) -> None:
+    data = encoded(photo(321, 243).convert(mode), "JPEG", quality=90, **options)
+    for size in (32, 96, 400):
+        views_agree(data, size)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("full", [(320, 240), (321, 243), (327, 241)])
+def test_scaled_views_are_upright(orientation: int, full: tuple[int, int]) -> None:
+    data = turned(photo(*full), orientation, "JPEG", quality=90)
+    views_agree(data, 30)
+    # On an even slope a shift by a tenth of a pixel shows.
+    x, y = np.meshgrid(np.linspace(0, 250, full[0]), np.linspace(0, 250, full[1]))
+    slope = Image.fromarray(np.stack([x, y, x], axis=-1).round().astype(np.uint8))
+    data = turned(slope, orientation, "JPEG", quality=95, subsampling=0)
+    box = (40, 40, 280, 200)
+    decoded = decode_for_box(data, lambda whole: box, 20)
+    assert decoded.image.width < 50
+    view, plain = (
+        to_uint8(image.resize((20, 20), Image.Resampling.BICUBIC, box)).float()
+        for image, box in ((decoded.image, decoded.box), (slope, box))
+    )
+    assert (view - plain).mean((1, 2)).abs().max() < 0.6
+
+
+def test_box_and_draws_are_those_of_the_full_picture(
+    drawn: list[tuple[int, int, int, int]],
+) -> None:
+    data = turned(photo(321, 243), 6, "JPEG")
+    for index in range(20):
+        for source in (data, decode_image(data)):
+            Augmentation(scale=(0.1, 1.0))(source, 32, "bicubic", rng(index))
+    assert drawn[::2] == drawn[1::2]
+    assert max(bottom - top for _, top, _, bottom in drawn) > 200
+    views = [EVERYTHING(data, 32, "bicubic", rng(7)) for _ in range(2)]
+    assert torch.equal(*views)
+
+
+def test_real_photos_agree(shared_data: Path) -> None:
+    for path in sorted((shared_data / "coco_mini").rglob("*.jpg"))[:8]:
+        views_agree(path.read_bytes(), 64)
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}])
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+def test_a_truncated_jpeg_is_no_view(tmp_path: Path, mode: str, options: dict[str, Any]) -> None:
+    path = tmp_path / "cut.jpg"
+    whole = encoded(photo(320, 240).convert(mode), "JPEG", **options)
+    for kept in (len(whole) // 3, len(whole) // 2, len(whole) - 200, len(whole) - 20):
+        path.write_bytes(whole[:kept])
+        with pytest.raises(ImageDecodeError, match=r"cut\.jpg"):
+            Augmentation()(path, 32, "bicubic", rng(0))
+        with pytest.raises(ImageDecodeError, match=f"a picture of {kept} bytes"):
+            Augmentation()(whole[:kept], 32, "bicubic", rng(0))
+    with pytest.raises(FileNotFoundError):
+        Augmentation()(str(tmp_path / "none.jpg"), 32, "bicubic", rng(0))
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 40), (40, 1), (7, 3), (17, 16)])
+def test_tiny_jpegs_have_views(size: tuple[int, int]) -> None:
+    data = encoded(Image.new("RGB", size, (40, 40, 40)), "JPEG")
+    for output in (1, 2, 8, 50):
+        for augment in VIEWS[::3]:
+            view = augment(data, output, "bicubic", rng(0))
+            assert view.shape == (3, output, output)
+            assert (view.int() - 40).abs().max() <= 2
+
+
+@pytest.mark.skipif(
+    (features.version("libjpeg_turbo") or "0") < "3", reason="it cannot read a lossless JPEG"
+)
+def test_a_lossless_jpeg_has_no_scales() -> None:
+    data = base64.b64decode(  # 4 x 4 grey pixels, 0 to 240 in steps of 16, by libjpeg-turbo 3
+        "/9j/4AAQSkZJRgABAQAAAQABAAD/wwALCAAEAAQBAREA/8QAFgABAQEAAAAAAAAAAAAAAAAABQcI/9oACAEBAAEA"
+        "AM/oIIUBBBCgIIIUBBBD/9k="
+    )
+    decoded = decode_for_box(data, lambda _: (0, 0, 4, 4), 2)
+    assert np.asarray(decoded.image)[..., 0].ravel().tolist() == list(range(0, 256, 16))
 
 
 def test_view_depends_on_the_generator_alone() -> None:

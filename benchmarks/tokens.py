@@ -1,0 +1,123 @@
+"""Captions to tokens: clipkit's tokenizer against open_clip's, over the same vocabulary.
+
+python -m benchmarks.tokens [--data ../shared/data] [--rounds 20]
+
+Real captions, in one call, with one thread. Cold is the first pass of a tokenizer just made: all
+words are new to it. Warm is its second pass: open_clip keeps the merges of each word in a
+dictionary, the library under clipkit in a cache of its own. `clipkit` pads to the longest caption,
+as in training, `clipkit, padded` to 77 as open_clip does.
+"""
+
+from __future__ import annotations
+
+import gzip
+import itertools
+import json
+from collections.abc import Callable, Sequence
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.interleaved import parser, ratio, record, seconds_of, shown, spread, table
+from clipkit.tokenizer import Tokenizer
+from clipkit.tokenizer_training import clip_definition
+
+GOALS = {"times_as_fast": 2.5}
+NUM_MERGES = 48_894
+
+Encoder = Callable[[Sequence[str]], Tensor]
+
+
+def captions_of(data: Path) -> list[str]:
+    """Return the captions of coco_mini, so that the five of a picture do not stand together."""
+    lines = (data / "coco_mini/test/metadata.jsonl").read_text("utf-8").splitlines()
+    columns = zip(*(json.loads(line)["captions"] for line in lines), strict=True)
+    return [str(caption) for column in columns for caption in column]
+
+
+@lru_cache
+def definition() -> str:
+    """Return CLIP's own vocabulary in our layout."""
+    from open_clip.tokenizer import default_bpe
+
+    with gzip.open(default_bpe(), "rt", encoding="utf-8") as file:
+        lines = itertools.islice(file, 1, 1 + NUM_MERGES)
+        return clip_definition([(left, right) for left, right in map(str.split, lines)])
+
+
+def clip_tokenizer(*, pad_to_context: bool = False) -> Tokenizer:
+    """Return a tokenizer of ours that gives open_clip's ids."""
+    return Tokenizer(definition=definition(), pad_to_context=pad_to_context)
+
+
+def peer_tokenizer() -> Encoder:
+    """Return open_clip's."""
+    from open_clip.tokenizer import SimpleTokenizer
+
+    made: Encoder = SimpleTokenizer()
+    return made
+
+
+MAKERS: dict[str, Callable[[], Encoder]] = {
+    "open_clip": peer_tokenizer,
+    "clipkit": clip_tokenizer,
+    "clipkit, padded": partial(clip_tokenizer, pad_to_context=True),
+}
+
+
+def check(captions: Sequence[str]) -> None:
+    """Refuse to compare what does not give the same ids."""
+    expected = peer_tokenizer()(captions)
+    assert torch.equal(clip_tokenizer(pad_to_context=True)(captions), expected)
+    trimmed = clip_tokenizer()(captions)
+    assert torch.equal(trimmed, expected[:, : trimmed.shape[1]])
+    assert not expected[:, trimmed.shape[1] :].any()
+
+
+def passes(captions: Sequence[str], rounds: int) -> dict[str, dict[str, list[float]]]:
+    """Return the seconds of the first and second pass of new tokenizers, for each round."""
+    seconds: dict[str, dict[str, list[float]]] = {
+        state: {name: [] for name in MAKERS} for state in ("making", "cold", "warm")
+    }
+    for number in range(rounds):
+        for name in list(MAKERS) if number % 2 == 0 else reversed(MAKERS):
+            made: list[Encoder] = []
+            seconds["making"][name].append(seconds_of(lambda: made.append(MAKERS[name]()), "cpu"))  # noqa: B023
+            for state in ("cold", "warm"):
+                seconds[state][name].append(seconds_of(lambda: made[0](captions), "cpu"))  # noqa: B023
+    return seconds
+
+
+def main() -> None:
+    """Measure, compare with what it must show, and write one dated file."""
+    options_of = parser(__doc__, rounds=20, threads=1)
+    options_of.add_argument("--data", type=Path, default=Path("../shared/data"))
+    options_of.add_argument("--repeats", type=int, default=1, help="of the list of captions")
+    options = options_of.parse_args()
+    torch.set_num_threads(options.threads)
+    captions = captions_of(options.data) * options.repeats
+    check(captions)
+    seconds = passes(captions, options.rounds)
+    result: dict[str, Any] = {
+        "captions": len(captions),
+        "words": len(set(" ".join(captions).lower().split())),
+        "ids": "identical",
+        "seconds_to_make_one": {name: spread(v) for name, v in seconds["making"].items()},
+        "must_show": GOALS,
+    }
+    rows = [("pass", "contender", "captions/s", "times as fast")]
+    for state in ("cold", "warm"):
+        rates = {n: spread([len(captions) / s for s in v]) for n, v in seconds[state].items()}
+        fast = {name: ratio(seconds[state]["open_clip"], v) for name, v in seconds[state].items()}
+        result[state] = {"captions_per_second": rates, "times_as_fast": fast}
+        rows += [(state, name, shown(rates[name]), shown(fast[name])) for name in MAKERS]
+    path = record("tokens", options, result)
+    table(rows)
+    print(path)
+
+
+if __name__ == "__main__":
+    main()
