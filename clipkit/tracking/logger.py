@@ -20,6 +20,8 @@ from clipkit.errors import UserError
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
 
+log = logging.getLogger(__name__)
+
 DEFAULT_URI = "sqlite:///mlflow.db"
 _SECONDS_TO_ANSWER = 5.0
 
@@ -76,7 +78,15 @@ class MLflowLogger(MLFlowLogger):
         super().log_hyperparams(params)
 
     def finalize(self, status: str = "success") -> None:
-        super().finalize("KILLED" if self.interrupted else status)
+        if not self.interrupted:
+            super().finalize(status)
+            return
+        try:
+            super().finalize("KILLED")
+        except Exception as error:
+            # Ctrl-C may have come in the midst of a write, which leaves sqlite locked.
+            reason = str(error).strip().partition("\n")[0]
+            log.warning("warning: MLflow was not told that the run has ended (%s)", reason)
 
     def begin(
         self, *, experiment: str, run_name: str, params: dict[str, Any], tags: dict[str, str]

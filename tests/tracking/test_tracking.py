@@ -13,6 +13,7 @@ import yaml
 
 from clipkit.tracking.config import flatten
 from clipkit.tracking.journal import Journal
+from clipkit.tracking.logger import MLflowLogger
 
 
 @pytest.fixture
@@ -184,3 +185,18 @@ def test_the_journal_is_strict_json_and_waits_for_its_folder(tmp_path):
     first, second = (json.loads(line, parse_constant=pytest.fail) for line in lines)
     assert (first["a/b"], first["epoch"], first["step"]) == ("nan", 0, 3)
     assert second["a/b"] == 1.0
+
+
+def test_an_interrupted_run_that_cannot_be_closed_is_one_warning(workdir, caplog):
+    """Ctrl-C in the midst of a write leaves sqlite locked: here another connection holds it."""
+    import sqlite3
+
+    file = workdir / "mlflow.db"
+    logger = MLflowLogger(tracking_uri=f"sqlite:///{file}")
+    logger.begin(experiment="tiny", run_name="run", params={"a": "b"}, tags={})
+    logger.interrupted = True
+    with sqlite3.connect(file) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        logger.finalize()
+        other.rollback()
+    assert "MLflow was not told that the run has ended" in caplog.text
