@@ -21,6 +21,7 @@ from jsonargparse import ArgumentError, Namespace
 from lightning import LightningDataModule, Trainer
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.strategies import DDPStrategy
 
 # Short names in YAML resolve for classes that are imported, hence these.
 from clipkit import checkpoint as checkpoints
@@ -113,6 +114,11 @@ class ClipkitCLI(LightningCLI):
             default=None,
             help="Tag that runs of one sweep share.",
         )
+
+    def before_fit(self) -> None:
+        """Keep gradients where they are reduced, not in a second copy of the model's size."""
+        if isinstance(self.trainer.strategy, DDPStrategy):
+            self.trainer.strategy._ddp_kwargs.setdefault("gradient_as_bucket_view", True)
 
     def before_validate(self) -> None:
         """Nothing is trained: what only chooses checkpoints is not missed."""

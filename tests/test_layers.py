@@ -17,6 +17,7 @@ LAYERS = [
         "heads",
         "distributed",
         "optim",
+        "pieces",
         "recipes",
         "arguments",
     },

@@ -50,7 +50,13 @@ def test_two_ranks_are_one_run(workdir, pictures, loss):
     words = [f"--model.loss={loss}", "--model.temperature.bias=-1"]
     one, _ = fit(workdir, pictures, "one", *words)
     two, output = fit(
-        workdir, pictures, "two", *words, "--trainer.devices=2", "--trainer.strategy=ddp"
+        workdir,
+        pictures,
+        "two",
+        *words,
+        "--trainer.devices=2",
+        "--trainer.strategy=ddp",
+        "--model.micro_batch=3",
     )
     assert len(one) == len(two)
     for alone, shared in zip(one, two, strict=True):

@@ -182,3 +182,29 @@ def test_build_is_what_fit_would_run(workdir, pictures):
     trainer.fit(module, datamodule=data)
     assert trainer.global_step == 2
     clipkit.load("runs/tiny/pictures-loss=SigLIPLoss/checkpoints/last.ckpt")
+
+
+def test_what_micro_batches_and_accumulation_mean_is_said(fit, capsys):
+    assert fit("--model.micro_batch=4", "--trainer.limit_train_batches=1", name="micro") == 0
+    assert "its statistics are those of a micro-batch of 4" in capsys.readouterr().out
+    words = ["--trainer.accumulate_grad_batches=2", "--trainer.limit_train_batches=2"]
+    assert fit(*words, name="sum") == 0
+    said = capsys.readouterr()
+    assert "adds up gradients and no negatives" in said.out + said.err
+
+
+def test_micro_batches_train_as_the_whole_batch(fit, workdir):
+    """A tower without batch statistics: the curves differ by rounding."""
+    (workdir / "vit.yaml").write_text(
+        "model: {image_encoder: {class_path: TimmImageEncoder,"
+        " init_args: {name: test_vit, image_size: 32}}}\n"
+        "trainer: {precision: 64-true, max_epochs: 2}\n"
+    )
+    curves = []
+    for name, words in (("whole", []), ("micro", ["--model.micro_batch=3"])):
+        assert fit("-c", "vit.yaml", *words, name=name) == 0
+        lines = Path(f"runs/tiny/{name}/metrics.jsonl").read_text().splitlines()
+        curves.append([json.loads(line) for line in lines])
+    for whole, micro in zip(*curves, strict=True):
+        for key in whole.keys() - {"time"}:
+            assert micro[key] == pytest.approx(whole[key], abs=1e-8), key
