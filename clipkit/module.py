@@ -134,8 +134,6 @@ class CLIPModule(L.LightningModule):
         self._first_bad_step = torch.tensor(-1)
         self._warned_of_no_learning = False
         self._reported_truncation = False
-        # What the progress bar shows, fetched from the device at logging steps.
-        self.shown: dict[str, float] = {}
 
     # --- The public verbs --------------------------------------------------------------------
 
@@ -219,7 +217,7 @@ class CLIPModule(L.LightningModule):
         if grouped and "lengths" in batch:
             order = batch["by_length"]
             spans = spans_of(
-                batch["lengths"], most=self.micro_batch, overhead=_group_overhead(self.device)
+                batch["lengths"], most=self.micro_batch, overhead=group_overhead(self.device)
             )
             tokens = tokens[order]
             pieces = [tokens[span.rows, : span.length] for span in spans]
@@ -310,7 +308,7 @@ class CLIPModule(L.LightningModule):
             self._report_truncation(named["train/truncated"])
             self.log_dict({k: v.detach() for k, v in named.items()}, sync_dist=True)
             # Not prog_bar=True: Lightning would fetch it from the device after every step.
-            self.shown["train/loss"] = float(terms.loss.detach())
+            self.trainer.progress_bar_metrics["train/loss"] = float(terms.loss.detach())
             self.log_dict(self._state_of_training(all_ids))
             self._warn_of_no_learning(terms.loss, len(everywhere.image))
         loss: Tensor = terms.loss
@@ -515,7 +513,8 @@ class CLIPModule(L.LightningModule):
         checkpoints.check_fits(checkpoint, self)
 
 
-def _group_overhead(device: torch.device) -> int:
+def group_overhead(device: torch.device) -> int:
+    """Return how many tokens cost as much as calling the text tower once more."""
     return _GROUP_OVERHEAD.get(device.type, _GPU_GROUP_OVERHEAD)
 
 

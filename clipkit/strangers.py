@@ -21,6 +21,7 @@ PUBLIC_PARTS = frozenset(
         "clipkit.callbacks.EvaluationPictures",
         "clipkit.callbacks.LinearProbe",
         "clipkit.callbacks.NearestNeighbours",
+        "clipkit.callbacks.Throughput",
         "clipkit.callbacks.ZeroShotClassification",
         "clipkit.callbacks.ZeroShotRetrieval",
         "clipkit.data.Augmentation",

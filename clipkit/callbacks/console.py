@@ -40,7 +40,6 @@ class Bar(TQDMProgressBar):
 
     def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
         metrics: dict[str, Any] = super().get_metrics(trainer, pl_module)
-        metrics |= getattr(pl_module, "shown", {})
         return {name: value for name, value in metrics.items() if name != "v_num"}
 
 

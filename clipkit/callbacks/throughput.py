@@ -30,7 +30,7 @@ from clipkit.encoders.flops import (
     text_operations,
 )
 from clipkit.errors import UserError
-from clipkit.module import CLIPModule, _group_overhead
+from clipkit.module import CLIPModule, group_overhead
 from clipkit.pieces import counting_norms, spans_of
 
 FETCH = "[_TrainingEpochLoop].train_dataloader_next"
@@ -233,7 +233,7 @@ def _computed_tokens(batch: PairBatch, lengths: list[int], module: CLIPModule) -
         return captions * max(longest, module.tokenizer.contract.context_length)
     if counting_norms([encoder, module.text_head]):
         return captions * longest
-    overhead = _group_overhead(module.device)
+    overhead = group_overhead(module.device)
     spans = spans_of(lengths, most=module.micro_batch, overhead=overhead)
     return sum(len(range(captions)[span.rows]) * span.length for span in spans)
 

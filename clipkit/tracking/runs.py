@@ -23,7 +23,7 @@ NAMING = ("experiment", "run_name", "group", "trainer.logger", "trainer.default_
 # Callbacks that look at a model in training and leave it as it is.
 MEASURING = (
     *("ZeroShotClassification", "ZeroShotRetrieval", "LinearProbe", "NearestNeighbours"),
-    "EvaluationPictures",
+    *("EvaluationPictures", "Throughput"),
 )
 _CALLBACK = re.compile(r"(trainer\.callbacks\.)(\d+)")
 _LONGEST = 250  # where MLflow's logger cuts a parameter

@@ -344,7 +344,7 @@ VIEWS = [
 ]
 
 
-def views_agree(data: bytes, size: int) -> None:
+def views_agree(data: bytes, size: int, levels: float = 2.0) -> None:
     """Of a JPEG decoded small and of the picture decoded in full: the same, and no shift."""
     full = decode_image(data)
     for index in range(8):
@@ -354,7 +354,7 @@ def views_agree(data: bytes, size: int) -> None:
             augment(source, size, "bicubic", generator).float()
             for source, generator in zip((data, full), generators, strict=True)
         )
-        assert (small - plain).abs().mean() < 2.0
+        assert (small - plain).abs().mean() < levels
         assert (small - plain).mean((1, 2)).abs().max() < 1.5
         assert generators[0].random() == generators[1].random()
 
@@ -401,7 +401,22 @@ def test_box_and_draws_are_those_of_the_full_picture(
 
 def test_real_photos_agree(shared_data: Path) -> None:
     for path in sorted((shared_data / "coco_mini").rglob("*.jpg"))[:8]:
-        views_agree(path.read_bytes(), 64)
+        # Where a crop of fine detail is just twice the output, libjpeg's half is the crisper one.
+        views_agree(path.read_bytes(), 64, levels=4.0)
+
+
+@pytest.mark.parametrize("orientation", [1, 3])
+@pytest.mark.parametrize(
+    "fields", [{"scale": (0.5, 0.5)}, {"scale": (0.95, 0.95), "rotation": 1e-9}]
+)
+def test_scaled_views_are_not_shifted(orientation: int, fields: dict[str, Any]) -> None:
+    x, y = np.meshgrid(np.linspace(0, 250, 325), np.linspace(0, 250, 241))
+    slope = Image.fromarray(np.stack([x, y, x], axis=-1).round().astype(np.uint8))
+    data = turned(slope, orientation, "JPEG", quality=95, subsampling=0)
+    augment = Augmentation(ratio=(1.3, 1.34), **fields)
+    for index in range(6):
+        view, plain = (augment(s, 20, "bicubic", rng(index)).float() for s in (data, slope))
+        assert (view - plain).mean((1, 2)).abs().max() < 0.7
 
 
 @pytest.mark.parametrize("options", [{}, {"progressive": True}])

@@ -38,8 +38,11 @@ def epoch(data, number=0, stage="fit"):
 
 
 def same(left, right):
+    def equal(one, other):
+        return torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other
+
     return len(left) == len(right) and all(
-        all(torch.equal(a[name], b[name]) for name in a) for a, b in zip(left, right, strict=True)
+        all(equal(a[name], b[name]) for name in a) for a, b in zip(left, right, strict=True)
     )
 
 
