@@ -28,7 +28,7 @@ from clipkit.pieces import Span, embed_pieces, spans_of
 
 CONTEXT = 77
 OVERHEADS = (0, 16, 64, 256, 1024)
-TOWERS = {
+TOWERS: dict[str, dict[str, Any]] = {
     "ViT-B/32": {"width": 512, "depth": 12, "heads": 8},
     "tiny": {"width": 192, "depth": 2, "heads": 3},
 }
