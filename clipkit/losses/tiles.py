@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from clipkit.losses.base import Duplicates, Ids
@@ -73,5 +74,9 @@ def repeats_of(
 ) -> Repeats | None:
     """Return what tells the duplicates of a batch, None where there are none to be told."""
     if ids is None or all_ids is None or duplicates == "negative":
+        return None
+    # On a device this would have to be waited for.
+    on_host = ids.caption.device.type == "cpu" and not torch.compiler.is_compiling()
+    if on_host and all(len(torch.unique(one)) == len(one) for one in all_ids):
         return None
     return Repeats(ids, all_ids, offset)

@@ -333,6 +333,7 @@ def test_two_ranks_are_counted_together(workdir, pictures):
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_on_a_gpu(fit, monkeypatch):
     import time
 
