@@ -142,8 +142,8 @@ class _Part(NamedTuple):
         return _Part(asking, self.queries, self.logits.T[:width], repeated)
 
 
-def _part(scaled: Tensor, columns: Tensor, tile: Tile, settings: _Settings) -> _Part:
-    logits = scaled[tile.rows] @ columns[tile.columns].T
+def _part(rows: Tensor, columns: Tensor, scale: Tensor, tile: Tile, settings: _Settings) -> _Part:
+    logits = (scale * rows[tile.rows]) @ columns[tile.columns].T
     repeated = None if settings.repeats is None else settings.repeats.of(tile)
     if repeated is not None and not settings.repeats_are_positive:
         logits.masked_fill_(repeated, -torch.inf)
@@ -211,13 +211,12 @@ class _TiledInfoNCE(torch.autograd.Function):
         ctx: Any, rows: Tensor, columns: Tensor, scale: Tensor, settings: _Settings
     ) -> tuple[Tensor, Tensor | None]:
         with torch.autocast(rows.device.type, enabled=False):
-            scaled = scale * rows
-            own = (scaled * columns[settings.offset :][: len(rows)]).sum(1)
+            own = scale * (rows * columns[settings.offset :][: len(rows)]).sum(1)
             ways = [_Direction(own, len(columns), settings)]
             if settings.both_ways:
                 ways.append(_Direction(own, len(rows), settings))
             for tile in tiles(rows, columns):
-                part = _part(scaled, columns, tile, settings)
+                part = _part(rows, columns, scale, tile, settings)
                 ways[0].take(part)
                 if settings.both_ways:
                     ways[1].take(part.transposed(len(rows)))
@@ -232,14 +231,13 @@ class _TiledInfoNCE(torch.autograd.Function):
         # The losses are means over the rows.
         weights = [one / len(rows) for one in upstream if one is not None]
         with torch.autocast(rows.device.type, enabled=False):
-            scaled = scale * rows
             own = slice(settings.offset, settings.offset + len(rows))
             pull = sum(weight * way.pull for weight, way in zip(weights, ways, strict=False))
             to_rows = -pull[:, None] * columns[own]
             to_columns = torch.zeros_like(columns)
             to_columns[own] = -pull[:, None] * rows
             for tile in tiles(rows, columns):
-                part = _part(scaled, columns, tile, settings)
+                part = _part(rows, columns, scale, tile, settings)
                 gradient = ways[0].gradient(part, weights[0])
                 if settings.both_ways:
                     back = ways[1].gradient(part.transposed(len(rows)), weights[1])
