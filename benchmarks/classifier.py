@@ -1,6 +1,6 @@
 """Building a zero-shot classifier: clipkit against open_clip's builder, the same random weights.
 
-python -m benchmarks.classifier [--classes 50] [--templates 80] [--rounds 3]
+python -m benchmarks.classifier [--classes 50] [--templates 80] [--rounds 6]
 
 Both get class names and templates and return one unit vector a class; tokenising is included. The
 rounds are interleaved, so that a busy machine is busy for both. The operations of 1,000 classes are
@@ -10,24 +10,20 @@ counted, not run.
 from __future__ import annotations
 
 import argparse
-import json
-import statistics
-import time
-from datetime import date
-from importlib import metadata
-from pathlib import Path
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from benchmarks.machine import describe
+from benchmarks import interleaved
+from benchmarks.interleaved import race, ratio, spread
 from clipkit.evaluation import build_classifier, expand
 from clipkit.interop import open_model
 from clipkit.interop.base import TEXTS_AT_ONCE
 from clipkit.interop.open_clip import OpenClipModel, pooled_place
 
-RESULTS = Path(__file__).parent / "results"
 MODEL = "ViT-B-32"
 GOALS = {"times_as_fast": 4.0, "largest_difference": 1e-5}
 ALL_CLASSES = 1000
@@ -50,35 +46,27 @@ def ours(adapter: OpenClipModel, classes: list[str], templates: list[str]) -> Te
     return build_classifier(embeddings, prompts.class_of_prompt, len(classes))
 
 
+BUILDERS = {"open_clip": theirs, "clipkit": ours}
+
+
 def measure(
-    adapter: OpenClipModel, classes: list[str], templates: list[str], rounds: int
+    adapter: OpenClipModel, classes: list[str], templates: list[str], options: argparse.Namespace
 ) -> dict[str, Any]:
     """Time both, in turn, and compare what they return."""
-    builders = {"open_clip": theirs, "clipkit": ours}
-    for build in builders.values():
-        build(adapter, classes[:1], templates[:2])  # warm up
-    seconds: dict[str, list[float]] = {name: [] for name in builders}
     built: dict[str, Tensor] = {}
-    for _ in range(rounds):
-        for name, build in builders.items():
-            began = time.perf_counter()
-            built[name] = build(adapter, classes, templates)
-            seconds[name].append(time.perf_counter() - began)
-    pairs = zip(seconds["open_clip"], seconds["clipkit"], strict=True)
+
+    def build(name: str, builder: Callable[..., Tensor]) -> None:
+        built[name] = builder(adapter, classes, templates)
+
+    seconds = race(
+        {name: partial(build, name, builder) for name, builder in BUILDERS.items()},
+        rounds=options.rounds,
+        device=options.device,
+    )
     return {
         "seconds": {name: spread(values) for name, values in seconds.items()},
-        "times_as_fast": spread([slow / fast for slow, fast in pairs]),
+        "times_as_fast": ratio(seconds["open_clip"], seconds["clipkit"]),
         "largest_difference": float((built["open_clip"] - built["clipkit"]).abs().max()),
-    }
-
-
-def spread(values: list[float]) -> dict[str, object]:
-    """Return the median, the extremes and every value."""
-    return {
-        "median": round(statistics.median(values), 4),
-        "min": round(min(values), 4),
-        "max": round(max(values), 4),
-        "all": [round(value, 4) for value in values],
     }
 
 
@@ -114,36 +102,23 @@ def main() -> None:
     """Measure, compare with what it must show, and write one dated file."""
     from open_clip import zero_shot_metadata
 
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = interleaved.parser(__doc__, rounds=6)
     parser.add_argument("--classes", type=int, default=50)
     parser.add_argument("--templates", type=int, default=80)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--output", type=Path, default=None)
     options = parser.parse_args()
+    torch.set_num_threads(options.threads)
     names = list(zero_shot_metadata.IMAGENET_CLASSNAMES)
     every = [template("{}") for template in zero_shot_metadata.OPENAI_IMAGENET_TEMPLATES]
     templates = every[: options.templates]
-    adapter = open_model(f"open_clip:{MODEL}", device="cpu").model
+    adapter = open_model(f"open_clip:{MODEL}", device=options.device).model
     assert isinstance(adapter, OpenClipModel)
     result = {
-        "schema": 1,
-        "machine": {
-            **describe(),
-            "threads": torch.get_num_threads(),
-            "version.open_clip_torch": metadata.version("open_clip_torch"),
-        },
         "model": f"open_clip {MODEL}, random weights, float32",
-        "classes": options.classes,
-        "templates": len(templates),
-        "rounds": options.rounds,
-        **measure(adapter, names[: options.classes], templates, options.rounds),
+        **measure(adapter, names[: options.classes], templates, options),
         "must_show": GOALS,
         "operations_1e12": operations(adapter, names[:ALL_CLASSES], every),
     }
-    path = options.output or RESULTS / f"{date.today()}-classifier.json"
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps(result, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    print(path.read_text())
+    print(interleaved.record("classifier", options, result).read_text())
 
 
 if __name__ == "__main__":

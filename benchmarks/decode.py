@@ -11,12 +11,9 @@ on the core too. Time is the processor's, of all threads, which a busy machine l
 
 from __future__ import annotations
 
-import argparse
 import io
-import json
 import time
 from collections.abc import Callable
-from datetime import date
 from functools import partial
 from importlib import metadata
 from pathlib import Path
@@ -27,11 +24,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from benchmarks.classifier import spread
-from benchmarks.machine import describe
+from benchmarks import interleaved
+from benchmarks.interleaved import spread
 from clipkit.data.images import RESAMPLING, Augmentation, decode_for_box, decode_image, to_uint8
 
-RESULTS = Path(__file__).parent / "results"
 SIZE, QUALITY = (640, 480), 90
 GRAINS = (0.0, 8.0)  # deviation of the grain, in grey levels
 OUTPUTS = (224, 64)
@@ -158,12 +154,10 @@ def parts(pictures: list[bytes], output: int) -> dict[str, float]:
 
 def main() -> None:
     """Measure, compare with what it must show, and write one dated file."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = interleaved.parser(__doc__, rounds=9, threads=1)
     parser.add_argument("--data", type=Path, default=Path("../shared/data/coco_mini"))
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--output", type=Path, default=None)
     options = parser.parse_args()
-    torch.set_num_threads(1)
+    torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     cases = []
     for grain in GRAINS:
@@ -172,23 +166,13 @@ def main() -> None:
             parser.error(f"--data: there are no .jpg files in {options.data}")
         cases += [{"grain": grain, **measure(pictures, size, options.rounds)} for size in OUTPUTS]
     result = {
-        "schema": 1,
-        "machine": {
-            **describe(),
-            "threads": torch.get_num_threads(),
-            "version.open_clip_torch": metadata.version("open_clip_torch"),
-            "version.pillow": metadata.version("pillow"),
-        },
+        "pillow": metadata.version("pillow"),
         "pictures": f"{len(pictures)} photos of {options.data.name}, JPEG of 640 x 480",
         "quality": QUALITY,
-        "rounds": options.rounds,
         "must_show": GOALS,
         "cases": cases,
     }
-    path = options.output or RESULTS / f"{date.today()}-decode.json"
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps(result, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    print(path.read_text())
+    print(interleaved.record("decode", options, result).read_text())
 
 
 if __name__ == "__main__":

@@ -23,7 +23,8 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from benchmarks.classifier import MODEL, RESULTS, spread
+from benchmarks.classifier import MODEL
+from benchmarks.interleaved import RESULTS, spread
 from benchmarks.machine import describe
 from clipkit.data.drawing import CLASS_NAMES, captions, draw, sample
 from clipkit.interop import OpenedModel, open_model

@@ -33,7 +33,7 @@ from clipkit.data import PairDataModule
 from clipkit.errors import UserError
 from clipkit.module import CLIPModule
 from clipkit.parser_errors import explain, one_line
-from clipkit.tracking import Journal, RunFolder
+from clipkit.tracking import Journal, RunFolder, callbacks_of
 
 VERBS = ("fit", "validate", "test")
 EXAMPLES = {
@@ -220,7 +220,7 @@ class ClipkitCLI(LightningCLI):
         ]
         # After the evaluations, which refuse what they cannot measure before a folder is made;
         # before the checkpoint callbacks, which Lightning keeps last; the table after everything.
-        callbacks = trainer.callbacks  # type: ignore[attr-defined]
+        callbacks = callbacks_of(trainer)
         at = len(callbacks) - len(trainer.checkpoint_callbacks)
         callbacks[at:at] = added
         callbacks.append(Console(plain=not interactive))

@@ -26,13 +26,14 @@ from clipkit.evaluation.retrieval import batch_accuracy
 from clipkit.heads import Head
 from clipkit.losses import ContrastiveLoss, Ids, InfoNCELoss, SigLIPLoss
 from clipkit.optim import OptimizerFactory, ScheduleFactory, fuse, parameter_groups
-from clipkit.pieces import counting_norms, embed_pieces, spans_of
+from clipkit.pieces import Span, counting_norms, embed_pieces, spans_of
 from clipkit.temperature import Temperature
 from clipkit.tokenizer import TextContract, Tokenizer
 
 log = logging.getLogger(__name__)
 
-# How many tokens cost as much as calling the text tower once more: measured, see benchmarks/.
+# How many tokens cost as much as calling the text tower once more. On a CPU measured, by
+# benchmarks/text_lengths.py; on a GPU assumed.
 _GROUP_OVERHEAD = {"cpu": 64}
 _GPU_GROUP_OVERHEAD = 4096
 
@@ -45,6 +46,13 @@ class Embeddings(NamedTuple):
 
     image: Tensor
     text: Tensor
+
+
+class CaptionGroups(NamedTuple):
+    """How the captions of a batch are embedded: in this order, or in their own, cut into spans."""
+
+    order: Tensor | None  # (b,)
+    spans: list[Span]
 
 
 class TextEncoderFactory(Protocol):
@@ -208,23 +216,26 @@ class CLIPModule(L.LightningModule):
             recompute=self.micro_batch is not None,
         )
 
-    def _text_side(self, batch: PairBatch) -> Tensor:
-        """Embed captions of like length together, each group trimmed to its longest."""
-        modules = [self.text_encoder, self.text_head]
+    def caption_groups(self, batch: PairBatch) -> CaptionGroups:
+        """Return how the text side takes a batch: captions of like length together, if it may."""
+        tokens, most = batch["tokens"], self.micro_batch
         # Batch norm would take its statistics from captions of one length.
-        grouped = self.text_encoder.trim_is_exact and not counting_norms(modules)
-        tokens, order = batch["tokens"], None
-        if grouped and "lengths" in batch:
-            order = batch["by_length"]
-            spans = spans_of(
-                batch["lengths"], most=self.micro_batch, overhead=group_overhead(self.device)
-            )
-            tokens = tokens[order]
-            pieces = [tokens[span.rows, : span.length] for span in spans]
-        else:
-            pieces = list(torch.split(tokens, self.micro_batch or len(tokens)))
+        mixes = counting_norms([self.text_encoder, self.text_head])
+        if self.text_encoder.trim_is_exact and "lengths" in batch and not mixes:
+            overhead = _GROUP_OVERHEAD.get(self.device.type, _GPU_GROUP_OVERHEAD)
+            spans = spans_of(batch["lengths"], most=most, overhead=overhead)
+            return CaptionGroups(batch["by_length"], spans)
+        longest = [tokens.shape[1]] * len(tokens)
+        return CaptionGroups(None, spans_of(longest, most=most or len(tokens), overhead=0))
+
+    def _text_side(self, batch: PairBatch) -> Tensor:
+        order, spans = self.caption_groups(batch)
+        tokens = batch["tokens"] if order is None else batch["tokens"][order]
         embeddings = embed_pieces(
-            self.encode_text, pieces, modules=modules, recompute=self.micro_batch is not None
+            self.encode_text,
+            [tokens[span.rows, : span.length] for span in spans],
+            modules=[self.text_encoder, self.text_head],
+            recompute=self.micro_batch is not None,
         )
         return embeddings if order is None else embeddings[order.argsort()]
 
@@ -308,7 +319,8 @@ class CLIPModule(L.LightningModule):
             self._report_truncation(named["train/truncated"])
             self.log_dict({k: v.detach() for k, v in named.items()}, sync_dist=True)
             # Not prog_bar=True: Lightning would fetch it from the device after every step.
-            self.trainer.progress_bar_metrics["train/loss"] = float(terms.loss.detach())
+            loss_of_all_ranks = self.trainer.callback_metrics["train/loss"]
+            self.trainer.progress_bar_metrics["train/loss"] = float(loss_of_all_ranks)
             self.log_dict(self._state_of_training(all_ids))
             self._warn_of_no_learning(terms.loss, len(everywhere.image))
         loss: Tensor = terms.loss
@@ -511,11 +523,6 @@ class CLIPModule(L.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoints.check_fits(checkpoint, self)
-
-
-def group_overhead(device: torch.device) -> int:
-    """Return how many tokens cost as much as calling the text tower once more."""
-    return _GROUP_OVERHEAD.get(device.type, _GPU_GROUP_OVERHEAD)
 
 
 def _normalize(features: Tensor) -> Tensor:

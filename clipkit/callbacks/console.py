@@ -14,7 +14,7 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint, TQDMProgressB
 
 from clipkit.callbacks.evaluation import Evaluation
 from clipkit.module import CLIPModule
-from clipkit.tracking import MLflowLogger, folder_of_run
+from clipkit.tracking import MLflowLogger, callbacks_of, folder_of_run
 from clipkit.tracking.chosen import chosen_checkpoint
 from clipkit.tracking.metric_names import short
 
@@ -159,7 +159,7 @@ def _checkpoint(trainer: L.Trainer) -> str:
 def _latest(trainer: L.Trainer, when: str = "epoch", *, at: int | None = None) -> dict[str, float]:
     """Return what the evaluations measured last, or at this step."""
     found: dict[str, float] = {}
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+    for callback in callbacks_of(trainer):
         if isinstance(callback, Evaluation) and at in (None, callback.evaluated_at(when)):
             found |= callback.latest(when)
     return found

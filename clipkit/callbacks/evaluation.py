@@ -69,6 +69,7 @@ class Evaluation(Callback):
         )
         self._clock = Clock(self.schedule)
         self._opened: dict[tuple[str, str], Opened] = {}
+        self._settings: dict[str, str] = {}
         self._has_logged = False
         self._evaluated_step: dict[str, int] = {}
         self._latest: dict[str, dict[str, float]] = {"epoch": {}, "end": {}}
@@ -126,7 +127,7 @@ class Evaluation(Callback):
         pairs = 1 if data is None else data.batch_size * trainer.accumulate_grad_batches
         due = self._clock.due_after_step(trainer, pairs)
         chosen_now = saves_after_step(trainer, self.metric_names())
-        if due or (chosen_now and self._evaluated_step.get("epoch") != trainer.global_step):
+        if due or (chosen_now and not self._is_current(trainer)):
             metrics = self._evaluate(trainer, pl_module, "epoch")
             _log_directly(trainer, metrics, step=trainer.global_step)
             # For a checkpoint callback that chooses inside an epoch.
@@ -135,31 +136,23 @@ class Evaluation(Callback):
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.sanity_checking:
             return
-        # After the first epoch of a fit too: the checkpoint callback wants its metric from then on.
-        fitting = trainer.state.fn == TrainerFn.FITTING
-        # Whoever chooses by a value of an earlier step would keep weights that never had it.
-        stale = self.schedule.within_epochs and chooses_by(trainer, self.metric_names())
-        if (
-            not fitting
-            or not self._has_logged
-            or self._clock.due_after_epoch(trainer)
-            or (stale and self._evaluated_step.get("epoch") != trainer.global_step)
-        ):
-            known = fitting and self._evaluated_step.get("epoch") == trainer.global_step
-            metrics = (
-                self._latest["epoch"] if known else self._evaluate(trainer, pl_module, "epoch")
-            )
-            if fitting and not known:
-                # At the steps that were made, as within an epoch; Lightning would log one less.
-                _log_directly(trainer, metrics, step=trainer.global_step)
-            pl_module.log_dict(_exactly(metrics), logger=not fitting)
+        if trainer.state.fn != TrainerFn.FITTING:
+            pl_module.log_dict(_exactly(self._evaluate(trainer, pl_module, "epoch")))
+        elif self._is_current(trainer):
+            pl_module.log_dict(_exactly(self._latest["epoch"]), logger=False)
+            self._has_logged = True
+        elif self._is_due_after_epoch(trainer):
+            metrics = self._evaluate(trainer, pl_module, "epoch")
+            # At the steps that were made, as within an epoch; Lightning would log one less.
+            _log_directly(trainer, metrics, step=trainer.global_step)
+            pl_module.log_dict(_exactly(metrics), logger=False)
             self._has_logged = True
         # In an epoch without an evaluation the checkpoint callback still reads the last value,
         # which Lightning keeps; the loggers get none.
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         # A run that steps, time or a callback have ended: the weights it ends with count.
-        if self._evaluated_step.get("epoch") != trainer.global_step:
+        if not self._is_current(trainer):
             metrics = self._evaluate(trainer, pl_module, "epoch")
             _log_directly(trainer, metrics, step=trainer.global_step)
         metrics = self._evaluate(trainer, pl_module, "end")
@@ -168,6 +161,19 @@ class Evaluation(Callback):
 
     def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         pl_module.log_dict(_exactly(self._evaluate(trainer, pl_module, "end")))
+
+    def _is_current(self, trainer: L.Trainer) -> bool:
+        """Whether the last evaluation is of the present weights."""
+        return self._evaluated_step.get("epoch") == trainer.global_step
+
+    def _is_due_after_epoch(self, trainer: L.Trainer) -> bool:
+        # After the first epoch of a fit too: the checkpoint callback wants its metric from then on.
+        # And whoever chooses by a value of an earlier step would keep weights that never had it.
+        return (
+            not self._has_logged
+            or self._clock.due_after_epoch(trainer)
+            or (self.schedule.within_epochs and chooses_by(trainer, self.metric_names()))
+        )
 
     # --- What ----------------------------------------------------------------------------------
 
@@ -201,6 +207,9 @@ class Evaluation(Callback):
                 # Training goes on: a broken picture in one of many sets is no reason to lose it.
                 warnings.warn(f"not evaluated ({error.sentence})", stacklevel=2)
                 return {}
+        # The same at every evaluation, and many prompts may be in it.
+        if name not in self._settings:
+            self._settings[name] = digest_of_values(self.task.settings(splits))
         self._keep_outcomes(trainer, name, splits, measured)
         found: dict[str, float] = {}
         for measure in self.task.measures:
@@ -235,7 +244,7 @@ class Evaluation(Callback):
             task=self.task.kind,
             set_name=name,
             data=splits.test.digest,
-            settings=digest_of_values(self.task.settings(splits)),
+            settings=self._settings[name],
             step=trainer.global_step,
         )
         write_examples(path, measured.examples, splits.test.rows)

@@ -11,6 +11,7 @@ from clipkit.callbacks.evaluation import Evaluation
 from clipkit.errors import UserError
 from clipkit.module import CLIPModule
 from clipkit.suite import EvalData
+from clipkit.tracking import callbacks_of
 
 
 class CheckMonitors(Callback):
@@ -20,7 +21,7 @@ class CheckMonitors(Callback):
         if stage != "fit":
             return
         assert isinstance(pl_module, CLIPModule)
-        callbacks = trainer.callbacks  # type: ignore[attr-defined]
+        callbacks = callbacks_of(trainer)
         evaluated: dict[str, EvalData] = {}
         for callback in callbacks:
             if isinstance(callback, Evaluation):

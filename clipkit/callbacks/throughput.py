@@ -30,8 +30,8 @@ from clipkit.encoders.flops import (
     text_operations,
 )
 from clipkit.errors import UserError
-from clipkit.module import CLIPModule, group_overhead
-from clipkit.pieces import counting_norms, spans_of
+from clipkit.module import CLIPModule
+from clipkit.tracking import callbacks_of
 
 FETCH = "[_TrainingEpochLoop].train_dataloader_next"
 SAVE = "save_checkpoint"
@@ -222,26 +222,21 @@ class _Counts:
         if lengths is not None:
             self.tokens += sum(lengths)
             self.squared_tokens += sum(length * length for length in lengths)
-            self.computed_tokens += _computed_tokens(batch, lengths, module)
+            self.computed_tokens += _computed_tokens(batch, module)
 
 
-def _computed_tokens(batch: PairBatch, lengths: list[int], module: CLIPModule) -> int:
-    """Return how many tokens the text side computes, padding and all, as the module groups them."""
-    encoder = module.text_encoder
-    captions, longest = batch["tokens"].shape
-    if not encoder.trim_is_exact:
-        return captions * max(longest, module.tokenizer.contract.context_length)
-    if counting_norms([encoder, module.text_head]):
-        return captions * longest
-    overhead = group_overhead(module.device)
-    spans = spans_of(lengths, most=module.micro_batch, overhead=overhead)
-    return sum(len(range(captions)[span.rows]) * span.length for span in spans)
+def _computed_tokens(batch: PairBatch, module: CLIPModule) -> int:
+    """Return how many tokens the text side computes, padding and all."""
+    # A tower that sees its padding is given all of it.
+    least = 0 if module.text_encoder.trim_is_exact else module.tokenizer.contract.context_length
+    captions = range(len(batch["tokens"]))
+    spans = module.caption_groups(batch).spans
+    return sum(len(captions[span.rows]) * max(span.length, least) for span in spans)
 
 
 def _evaluating(trainer: L.Trainer) -> float:
     """How long clipkit's own evaluations have taken so far."""
-    callbacks = trainer.callbacks  # type: ignore[attr-defined]
-    return sum(c.seconds_spent for c in callbacks if isinstance(c, Evaluation))
+    return sum(c.seconds_spent for c in callbacks_of(trainer) if isinstance(c, Evaluation))
 
 
 # --- Measuring -----------------------------------------------------------------------------------

@@ -39,20 +39,13 @@ class InfoNCELoss(ContrastiveLoss):
         ids: Ids | None = None,
         all_ids: Ids | None = None,
     ) -> LossTerms:
-        settings: dict[str, Any] = {
-            "offset": offset,
-            "scale": scale,
-            "ids": ids,
-            "all_ids": all_ids,
-            "duplicates": self.duplicates,
-            "label_smoothing": self.label_smoothing,
-        }
-        if all_image is image:
-            # One process: both directions are in one product.
-            image_to_text, text_to_image = info_nce_both_ways(image, all_text, **settings)
-        else:
-            image_to_text = info_nce(image, all_text, **settings)
-            text_to_image = info_nce(text, all_image, **settings)
+        repeats = repeats_of(ids, all_ids, offset, self.duplicates)
+        positive = self.duplicates == "positive"
+        one_process = all_image is image
+        settings = _Settings(offset, repeats, positive, self.label_smoothing, one_process)
+        image_to_text, text_to_image = _tiled(image, all_text, scale, settings)
+        if text_to_image is None:
+            text_to_image, _ = _tiled(text, all_image, scale, settings)
         loss = (image_to_text + text_to_image) / 2
         if bias is not None:
             loss = loss + 0 * bias  # it cancels in the softmax, and has a gradient: zero
@@ -86,28 +79,7 @@ def info_nce(
     """
     repeats = repeats_of(ids, all_ids, offset, duplicates)
     settings = _Settings(offset, repeats, duplicates == "positive", label_smoothing, False)
-    return _apply(rows, columns, scale, settings)[0]
-
-
-def info_nce_both_ways(
-    rows: Tensor,
-    columns: Tensor,
-    *,
-    offset: int = 0,
-    scale: Tensor,
-    ids: Ids | None = None,
-    all_ids: Ids | None = None,
-    duplicates: Duplicates = "ignore",
-    label_smoothing: float = 0.0,
-) -> tuple[Tensor, Tensor]:
-    """Return `info_nce` of the rows among the columns, and of the columns among the rows.
-
-    Both come from one product; what `info_nce` calls E extra columns asks for no row. The arguments
-    are those of `info_nce`, of all rows there are.
-    """
-    repeats = repeats_of(ids, all_ids, offset, duplicates)
-    settings = _Settings(offset, repeats, duplicates == "positive", label_smoothing, True)
-    return _apply(rows, columns, scale, settings)
+    return _tiled(rows, columns, scale, settings)[0]
 
 
 class _Settings(NamedTuple):
@@ -115,13 +87,13 @@ class _Settings(NamedTuple):
     repeats: Repeats | None
     repeats_are_positive: bool
     label_smoothing: float
-    both_ways: bool
+    both_ways: bool  # of one process: the columns among the rows too, from the same product
 
 
-def _apply(
+def _tiled(
     rows: Tensor, columns: Tensor, scale: Tensor, settings: _Settings
-) -> tuple[Tensor, Tensor]:
-    found: tuple[Tensor, Tensor] = _TiledInfoNCE.apply(*wide(rows, columns, scale), settings)
+) -> tuple[Tensor, Tensor | None]:
+    found: tuple[Tensor, Tensor | None] = _TiledInfoNCE.apply(*wide(rows, columns, scale), settings)
     return found
 
 

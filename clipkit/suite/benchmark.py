@@ -8,6 +8,7 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,12 +47,21 @@ class _Planned:
     splits: Splits
 
     @property
+    def key(self) -> tuple[str, str]:
+        return self.spec.task, self.spec.set
+
+    @property
     def name(self) -> str:
         return f"{self.spec.task}/{self.spec.set}"
 
     @property
     def num_rows(self) -> int:
         return sum(len(one.rows) for one in self.splits if one is not None)
+
+    @cached_property
+    def settings(self) -> dict[str, Any]:
+        """What decides the score besides the model and the rows."""
+        return self.task.settings(self.splits)
 
     def about(self) -> dict[str, Any]:
         """Return what tells this task on this data from all others: what a resumed run compares."""
@@ -69,7 +79,7 @@ class _Planned:
                 "classes": None if names is None else len(names),
                 "templates": digest_of_texts(_templates(test.data)),
             },
-            "settings": self.task.settings(self.splits),
+            "settings": self.settings,
             "main_metric": self.spec.metric,
             "verified": self.spec.verified,
         }
@@ -102,7 +112,7 @@ def benchmark(
     result["model"]["behaviour"] = _behaviour(opened)
     earlier = _earlier(output, result) if resume and output is not None else []
     entries, todo = _take_over(_plan(suite, limit, result), earlier)
-    again = {(planned.spec.task, planned.spec.set) for planned, _ in todo}
+    again = {planned.key for planned, _ in todo}
     # Also what other suites asked for, and what cannot be opened today.
     others = {
         key: entry
@@ -119,7 +129,7 @@ def benchmark(
         except Exception as error:  # whatever a data set or a stranger's model raises
             _note_failure(result, planned.spec, error)
             continue
-        entries[planned.spec.task, planned.spec.set] = entry
+        entries[planned.key] = entry
         _write(output, result, suite, entries, others)
     _write(output, result, suite, entries, others)
     return result
@@ -176,10 +186,10 @@ def _take_over(
     entries: _Entries = {}
     todo: _Todo = []
     for one in planned:
-        about, key = one.about(), (one.spec.task, one.spec.set)
-        done = before.get(key)
+        about = one.about()
+        done = before.get(one.key)
         if done is not None and all(done.get(name) == value for name, value in about.items()):
-            entries[key] = done
+            entries[one.key] = done
         else:
             todo.append((one, about))
     return entries, todo
@@ -283,7 +293,7 @@ def _keep_outcomes(planned: _Planned, measured: Measured, output: Path) -> str |
         task=spec.task,
         set_name=spec.set,
         data=test.digest,
-        settings=digest_of_values(planned.task.settings(planned.splits)),
+        settings=digest_of_values(planned.settings),
     )
     write_examples(path, measured.examples, test.rows)
     return path.relative_to(output.parent).as_posix()

@@ -27,35 +27,7 @@ MODELS = (
 
 def run(arguments: Sequence[str], *, trust: Sequence[str] = ()) -> int:
     """Run the command; returns 0 when every task was measured, else 1."""
-    parser = Parser(
-        prog="clipkit benchmark",
-        description="Score a model on a suite of data sets; every value with its 95 % interval.",
-        epilog="example: clipkit benchmark runs/emoji/emoji_vendors/checkpoints/last.ckpt "
-        "--suite my_suite.yaml --output mine.json; then clipkit compare mine.json base.json",
-    )
-    parser.add_argument("model", nargs="?", metavar="X", help=MODELS)
-    parser.add_argument(
-        "--suite",
-        default=DEFAULT_SUITE,
-        help=f"a YAML file, or one of {', '.join(suite_names())} (default {DEFAULT_SUITE})",
-    )
-    parser.add_argument("--output", type=Path, help="result file; left out, <model>-<suite>.json")
-    parser.add_argument(
-        "--resume",
-        action="store_true",
-        help="keep what the result file holds for the same model, data and settings",
-    )
-    parser.add_argument("--limit", type=int, help="the first so many rows of each test set only")
-    parser.add_argument("--batch_size", type=int, default=64, help="pictures at a time")
-    parser.add_argument("--device", help="such as cpu or cuda:1; left out, a GPU if there is one")
-    parser.add_argument("--list", action="store_true", help="print the suites and their tasks")
-    parser.add_argument(
-        "--clip_benchmark",
-        type=Path,
-        metavar="FOLDER",
-        help="also write CLIP_benchmark's JSON files, for `clip_benchmark build`",
-    )
-    options = parser.parse_args(list(arguments))
+    options = _parser().parse_args(list(arguments))
     if options.list:
         return _list()
     if options.model is None:
@@ -92,6 +64,38 @@ def run(arguments: Sequence[str], *, trust: Sequence[str] = ()) -> int:
         files = save_clip_benchmark(result, options.clip_benchmark)
         print(f"  export   {len(files)} files in {options.clip_benchmark}")
     return 1 if result["failed"] else 0
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        prog="clipkit benchmark",
+        description="Score a model on a suite of data sets; every value with its 95 % interval.",
+        epilog="example: clipkit benchmark runs/emoji/emoji_vendors/checkpoints/last.ckpt "
+        "--suite my_suite.yaml --output mine.json; then clipkit compare mine.json base.json",
+    )
+    parser.add_argument("model", nargs="?", metavar="X", help=MODELS)
+    parser.add_argument(
+        "--suite",
+        default=DEFAULT_SUITE,
+        help=f"a YAML file, or one of {', '.join(suite_names())} (default {DEFAULT_SUITE})",
+    )
+    parser.add_argument("--output", type=Path, help="result file; left out, <model>-<suite>.json")
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="keep what the result file holds for the same model, data and settings",
+    )
+    parser.add_argument("--limit", type=int, help="the first so many rows of each test set only")
+    parser.add_argument("--batch_size", type=int, default=64, help="pictures at a time")
+    parser.add_argument("--device", help="such as cpu or cuda:1; left out, a GPU if there is one")
+    parser.add_argument("--list", action="store_true", help="print the suites and their tasks")
+    parser.add_argument(
+        "--clip_benchmark",
+        type=Path,
+        metavar="FOLDER",
+        help="also write CLIP_benchmark's JSON files, for `clip_benchmark build`",
+    )
+    return parser
 
 
 def table(result: dict[str, Any]) -> str:

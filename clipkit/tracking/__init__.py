@@ -9,14 +9,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from clipkit.tracking.journal import Journal
     from clipkit.tracking.logger import MLflowLogger
-    from clipkit.tracking.run_folder import RunFolder, folder_of_run
+    from clipkit.tracking.run_folder import RunFolder, callbacks_of, folder_of_run
 
-__all__ = ["Journal", "MLflowLogger", "RunFolder", "folder_of_run"]
+__all__ = ["Journal", "MLflowLogger", "RunFolder", "callbacks_of", "folder_of_run"]
 
 _FILES = {
     "Journal": "journal",
     "MLflowLogger": "logger",
     "RunFolder": "run_folder",
+    "callbacks_of": "run_folder",
     "folder_of_run": "run_folder",
 }
 

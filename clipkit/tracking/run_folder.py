@@ -144,7 +144,13 @@ class RunFolder(Callback):
 
 def folder_of_run(trainer: L.Trainer) -> Path | None:
     """Return the folder of the run, None where there is none (validate, hand-made trainers)."""
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+    for callback in callbacks_of(trainer):
         if isinstance(callback, RunFolder):
             return callback.path
     return None
+
+
+def callbacks_of(trainer: L.Trainer) -> list[Callback]:
+    """Return the callbacks of a trainer, which makes the list where no type is declared."""
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    return callbacks

@@ -32,19 +32,6 @@ CAPTIONS = ["a", "two red circles and a small green square", "a cat", "a dog on 
 
 
 @pytest.fixture
-def fit(workdir, pictures, command):
-    def run(*words, name="run"):
-        assert command(
-            "fit", "-c", "base", "-c", "tiny.yaml", "--data.dataset", pictures,
-            f"--run_name={name}", *words,
-        ) == 0  # fmt: skip
-        lines = Path(f"runs/tiny/{name}/metrics.jsonl").read_text().splitlines()
-        return [json.loads(line) for line in lines]
-
-    return run
-
-
-@pytest.fixture
 def clock(monkeypatch):
     """A clock that moves where something is slow: `clock.slow(owner, method, seconds)`."""
     clock = SimpleNamespace(now=0.0)

@@ -28,19 +28,6 @@ CLASSES = [
 ]
 
 
-@pytest.fixture
-def fit(workdir, pictures, command):
-    def run(*words, name="run"):
-        assert command(
-            "fit", "-c", "base", "-c", "tiny.yaml", "--data.dataset", pictures,
-            f"--run_name={name}", *words,
-        ) == 0  # fmt: skip
-        lines = Path(f"runs/tiny/{name}/metrics.jsonl").read_text().splitlines()
-        return [json.loads(line) for line in lines]
-
-    return run
-
-
 def points(lines, name=NAME):
     return [(line["epoch"], line["step"]) for line in lines if name in line]
 
