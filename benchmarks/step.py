@@ -5,8 +5,8 @@ python -m benchmarks.step [--data ../shared/data] [--batch 32] [--rounds 7] [--d
 A plain loop: forward, loss, backward and a fused AdamW for both, no trainer. open_clip's CLIP and
 ClipLoss get 77 tokens a caption, as its tokenizer gives them, and pictures already normalised;
 CLIPModule gets bytes, which it normalises within the step, and ids to tell duplicates by. `clipkit`
-groups captions by length, as in training; `clipkit, padded` gets the same 77 tokens as open_clip,
-so that what is left is not the trimming. Captions are real, pictures are noise.
+leaves the padding of captions out, as in training; `clipkit, padded` gets the same 77 tokens as
+open_clip, so that what is left is not the trimming. Captions are real, pictures are noise.
 """
 
 from __future__ import annotations
@@ -206,7 +206,7 @@ def about(batches: list[PairBatch]) -> dict[str, Any]:
         "number": len(batches),
         "mean_tokens": round(sum(lengths) / len(lengths), 2),
         "longest": max(lengths),
-        "longest_of_each": [batch["lengths"][0] for batch in batches],
+        "longest_of_each": [max(batch["lengths"]) for batch in batches],
     }
 
 

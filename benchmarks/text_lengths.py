@@ -1,10 +1,12 @@
-"""The text tower by caption lengths: padded to 77, to the batch's longest, or grouped by length.
+"""The text tower by caption lengths: padded to 77, to the longest, by groups, or not at all.
 
 python -m benchmarks.text_lengths [--data ../shared/data] [--batches 64 256] [--rounds 5]
 
-Forward and backward of the tower alone. What one more group costs, in tokens, decides how many
-groups there are (`_GROUP_OVERHEAD` in clipkit/module.py). It is found twice: which of some
-overheads makes the fastest batches, and the least squares of the time over tokens and groups.
+Forward and backward of the tower alone. clipkit's own towers work without padding; those of
+Hugging Face, and a user's own, on groups of like length. What one more group costs, in tokens,
+decides how many groups there are (`_GROUP_OVERHEAD` in clipkit/module.py). It is found twice: which
+of some overheads makes the fastest batches, and the least squares of the time over tokens and
+groups.
 
 Mixes: `coco` are real captions; in `long_tail` every tenth of them is as long as the context.
 """
@@ -24,6 +26,7 @@ from torch import Tensor
 from benchmarks.interleaved import Seconds, parser, race, ratio, record, shown, spread, table
 from benchmarks.tokens import captions_of, clip_tokenizer
 from clipkit.encoders import TextTransformer
+from clipkit.encoders.packing import Packed, places_of
 from clipkit.pieces import Span, embed_pieces, spans_of
 
 CONTEXT = 77
@@ -70,12 +73,25 @@ def work_of(tower: TextTransformer, tokens: Tensor, spans: list[Span]) -> Work:
     """Return what runs the groups forward and all of them backward, as CLIPModule does."""
 
     def run() -> None:
-        pieces = [tokens[span.rows, : span.length] for span in spans]
+        pieces = [(tokens[span.rows, : span.length],) for span in spans]
         features = embed_pieces(tower, pieces, modules=[tower], recompute=False)
         features.sum().backward()  # type: ignore[no-untyped-call]
 
     computed = sum((span.rows.stop - span.rows.start) * span.length for span in spans)
     return Work(run, computed, len(spans))
+
+
+def work_without_padding(tower: TextTransformer, tokens: Tensor, lengths: list[int]) -> Work:
+    """Return what runs the real tokens alone, as CLIPModule does."""
+    tokens = tokens[:, : lengths[0]]
+    total, of_rows = sum(lengths), torch.tensor(lengths, device=tokens.device)
+
+    def run() -> None:
+        places = places_of(of_rows, total=total, width=tokens.shape[1])
+        packed = Packed(tower.look_up(tokens.flatten()[places]), places)
+        tower(tokens, packed).sum().backward()
+
+    return Work(run, total, 1)
 
 
 def cuts_of(lengths: list[int]) -> dict[str, list[Span]]:
@@ -93,6 +109,7 @@ def case(tower_name: str, mix: str, size: int, options: argparse.Namespace) -> d
     lengths, tower = lengths_of(mix, options.data, size), tower_of(tower_name, options.device)
     tokens = tokens_of(lengths, tower, options.device)
     works = {name: work_of(tower, tokens, spans) for name, spans in cuts_of(lengths).items()}
+    works["without padding"] = work_without_padding(tower, tokens, lengths)
     seconds = race({n: w.run for n, w in works.items()}, rounds=options.rounds,
                    device=options.device, warm_up=options.warm_up)  # fmt: skip
     longest = seconds["padded to the longest"]
@@ -121,7 +138,7 @@ def overhead(works: dict[str, Work], seconds: Seconds) -> float | None:
 
     A call of the tower has a price of its own, which one group pays too: it is the groups' slope.
     """
-    chosen = [name for name in works if name != "padded to 77"]
+    chosen = [name for name in works if name.startswith("grouped") or name.endswith("longest")]
     if len({(works[name].tokens, works[name].groups) for name in chosen}) < 3:
         return None
     table_of = np.array([(works[name].tokens, works[name].groups, 1.0) for name in chosen])

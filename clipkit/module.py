@@ -20,7 +20,9 @@ from clipkit.data.images import decode_image, resize_for_eval, to_uint8
 from clipkit.data.pairs import PairBatch
 from clipkit.distributed import gather, gather_ragged, rank
 from clipkit.encoders import ImageEncoder, TextEncoder
+from clipkit.encoders.base import PackingTextEncoder
 from clipkit.encoders.locking import lock
+from clipkit.encoders.packing import Packed, places_of
 from clipkit.errors import UserError
 from clipkit.evaluation.retrieval import batch_accuracy
 from clipkit.heads import Head
@@ -53,6 +55,7 @@ class CaptionGroups(NamedTuple):
 
     order: Tensor | None  # (b,)
     spans: list[Span]
+    packed: bool = False  # without any padding
 
 
 class TextEncoderFactory(Protocol):
@@ -156,8 +159,13 @@ class CLIPModule(L.LightningModule):
             images = images.to(self.scale.dtype) / 255
         return _normalize(self.image_head(self.image_encoder(images)))
 
-    def encode_text(self, tokens: Tensor) -> Tensor:
-        """Embed tokens: (B, L) int64 to (B, D) of unit norm."""
+    def encode_text(self, tokens: Tensor, packed: Packed | None = None) -> Tensor:
+        """Embed tokens: (B, L) int64 to (B, D) of unit norm.
+
+        With `packed`, the real tokens alone, for a tower that takes them (`PackingTextEncoder`).
+        """
+        if packed is not None:
+            return _normalize(self.text_head(self.text_encoder(tokens, packed)))
         contract = self.tokenizer.contract
         missing = contract.context_length - tokens.shape[1]
         if missing > 0 and not self.text_encoder.trim_is_exact:
@@ -211,33 +219,54 @@ class CLIPModule(L.LightningModule):
         pieces = torch.split(images, self.micro_batch or len(images))
         return embed_pieces(
             self.encode_image,
-            pieces,
+            [(piece,) for piece in pieces],
             modules=[self.image_encoder, self.image_head],
             recompute=self.micro_batch is not None,
         )
 
     def caption_groups(self, batch: PairBatch) -> CaptionGroups:
-        """Return how the text side takes a batch: captions of like length together, if it may."""
+        """Return how the text side takes a batch: without padding, or with as little as it may."""
         tokens, most = batch["tokens"], self.micro_batch
-        # Batch norm would take its statistics from captions of one length.
-        mixes = counting_norms([self.text_encoder, self.text_head])
-        if self.text_encoder.trim_is_exact and "lengths" in batch and not mixes:
+        knows_lengths = self.text_encoder.trim_is_exact and "lengths" in batch
+        if knows_lengths and isinstance(self.text_encoder, PackingTextEncoder):
+            spans = spans_of(batch["lengths"], most=most or len(tokens), overhead=0)
+            return CaptionGroups(None, spans, packed=True)
+        # Captions of like length together; batch norm would take its statistics from such alone.
+        if knows_lengths and not counting_norms([self.text_encoder, self.text_head]):
             overhead = _GROUP_OVERHEAD.get(self.device.type, _GPU_GROUP_OVERHEAD)
-            spans = spans_of(batch["lengths"], most=most, overhead=overhead)
-            return CaptionGroups(batch["by_length"], spans)
+            lengths = sorted(batch["lengths"], reverse=True)
+            return CaptionGroups(
+                batch["by_length"], spans_of(lengths, most=most, overhead=overhead)
+            )
         longest = [tokens.shape[1]] * len(tokens)
         return CaptionGroups(None, spans_of(longest, most=most or len(tokens), overhead=0))
 
     def _text_side(self, batch: PairBatch) -> Tensor:
-        order, spans = self.caption_groups(batch)
+        order, spans, packed = self.caption_groups(batch)
         tokens = batch["tokens"] if order is None else batch["tokens"][order]
         embeddings = embed_pieces(
             self.encode_text,
-            [tokens[span.rows, : span.length] for span in spans],
+            self._packed_pieces(batch, spans)
+            if packed
+            else [(tokens[span.rows, : span.length],) for span in spans],
             modules=[self.text_encoder, self.text_head],
             recompute=self.micro_batch is not None,
         )
         return embeddings if order is None else embeddings[order.argsort()]
+
+    def _packed_pieces(self, batch: PairBatch, spans: list[Span]) -> list[tuple[Tensor, Packed]]:
+        assert isinstance(self.text_encoder, PackingTextEncoder)
+        tokens, known = batch["tokens"], batch["lengths"]
+        lengths = self.tokenizer.contract.lengths(tokens)  # on the device; asking it would wait
+        places = places_of(lengths, total=sum(known), width=tokens.shape[1])
+        # Once for all pieces: the gradient of a look-up is as large as the whole token table.
+        vectors = self.text_encoder.look_up(tokens.flatten()[places])
+        totals = [sum(known[span.rows]) for span in spans]
+        pieces = []
+        for span, total, of_piece in zip(spans, totals, torch.split(vectors, totals), strict=True):
+            within = places_of(lengths[span.rows], total=total, width=span.length)
+            pieces.append((tokens[span.rows, : span.length], Packed(of_piece, within)))
+        return pieces
 
     # --- Training ----------------------------------------------------------------------------
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,8 +19,8 @@ from torch.utils.checkpoint import checkpoint
 
 
 def embed_pieces(
-    embed: Callable[[Tensor], Tensor],
-    pieces: Sequence[Tensor],
+    embed: Callable[..., Tensor],
+    pieces: Sequence[tuple[Any, ...]],
     *,
     modules: Sequence[nn.Module],
     recompute: bool,
@@ -31,8 +31,8 @@ def embed_pieces(
     of what the pieces show.
 
     Args:
-        embed: a piece (b, ...) to (b, D).
-        pieces: the batch, cut.
+        embed: a piece to (b, D).
+        pieces: the batch, cut: what `embed` takes.
         modules: what `embed` runs through.
         recompute: keep no activation of a piece, and run it again for its gradient.
     """
@@ -44,10 +44,10 @@ def embed_pieces(
     def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
         return nullcontext(), _not_counting(norms)
 
-    def run(piece: Tensor) -> Tensor:
+    def run(piece: tuple[Any, ...]) -> Tensor:
         if not recompute:
-            return embed(piece)
-        found: Tensor = checkpoint(embed, piece, use_reentrant=False, context_fn=contexts)
+            return embed(*piece)
+        found: Tensor = checkpoint(embed, *piece, use_reentrant=False, context_fn=contexts)
         return found
 
     if len(pieces) == 1:
@@ -61,7 +61,7 @@ def embed_pieces(
 
 
 class Span(NamedTuple):
-    """Rows of a batch that is sorted by length, the longest first, and how long they are."""
+    """Rows of a batch, and how long the longest of them is."""
 
     rows: slice
     length: int
@@ -71,7 +71,7 @@ def spans_of(lengths: Sequence[int], *, most: int | None, overhead: int) -> list
     """Cut captions into groups of like length, so that little of what is computed is padding.
 
     Args:
-        lengths: how many tokens each has, the longest first.
+        lengths: how many tokens each has; without `most` the longest first.
         most: rows a group; left out, as many groups as pay for themselves.
         overhead: how many tokens cost as much as one more group.
     """
@@ -80,7 +80,7 @@ def spans_of(lengths: Sequence[int], *, most: int | None, overhead: int) -> list
     else:
         starts = _best_cuts(lengths, overhead)
     stops = [*starts[1:], len(lengths)]
-    return [Span(slice(a, b), lengths[a]) for a, b in zip(starts, stops, strict=True)]
+    return [Span(slice(a, b), max(lengths[a:b])) for a, b in zip(starts, stops, strict=True)]
 
 
 def _best_cuts(lengths: Sequence[int], overhead: int) -> list[int]:

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from clipkit.data.pairs import PairCollate, Sample
-from clipkit.encoders import BagOfTokens, TextTransformer
+from clipkit.encoders import BagOfTokens, TextEncoder, TextTransformer
 from clipkit.encoders.convnet import ConvNet
 from clipkit.encoders.image import TimmImageEncoder
 from clipkit.heads import LinearHead, MLPHead
@@ -121,7 +121,9 @@ def test_the_random_numbers_of_a_piece_are_drawn_once():
     def run(recompute):
         torch.manual_seed(3)
         head.zero_grad()
-        found = embed_pieces(head, images.split(2), modules=[head], recompute=recompute)
+        found = embed_pieces(
+            head, [(i,) for i in images.split(2)], modules=[head], recompute=recompute
+        )
         (found**3).sum().backward()
         return found, [p.grad.clone() for p in head.parameters()]
 
@@ -132,11 +134,62 @@ def test_the_random_numbers_of_a_piece_are_drawn_once():
         torch.testing.assert_close(one, other, rtol=0, atol=1e-14)
 
 
+class Trims(TextEncoder):
+    """A user's tower, which does not see its padding and knows nothing of packing."""
+
+    trim_is_exact = True
+
+    def __init__(self, contract, **shape):
+        super().__init__(feature_dim=16)
+        self.tower = TextTransformer(contract, width=16, depth=2, heads=2)
+
+    def forward(self, tokens):
+        return self.tower(tokens)
+
+
 def test_captions_by_length_have_the_gradient_of_padded_ones():
-    for text, head in itertools.product((TextTransformer, BagOfTokens), (LinearHead, MLPHead)):
+    for text, head in itertools.product((Trims, BagOfTokens), (LinearHead, MLPHead)):
         pairs = batch()
         expected = gradients(made(text=text, head=head), pairs_without_lengths(pairs))
         assert_same(gradients(made(text=text, head=head), pairs), expected)
+
+
+@pytest.mark.parametrize("micro_batch", [None, 1, 3])
+@pytest.mark.parametrize("settings", [
+    {}, {"pooling": "mean"}, {"pooling": "first"}, {"causal": False},
+    {"causal": False, "pooling": "mean"},
+])  # fmt: skip
+def test_captions_without_padding_have_the_gradient_of_padded_ones(settings, micro_batch):
+    def text(contract, **shape):
+        return TextTransformer(contract, width=16, depth=2, heads=2, **settings)
+
+    pairs = batch()
+    expected = gradients(made(text=text), pairs_without_lengths(pairs))
+    assert_same(gradients(made(micro_batch, text=text), pairs), expected)
+
+
+def test_no_layer_but_attention_computes_padding():
+    module, pairs = made(), batch()
+    rows = []
+    module.text_encoder.blocks[0].mlp.register_forward_hook(
+        lambda mlp, inputs, output: rows.append(inputs[0].shape[:-1].numel())
+    )
+    module(pairs)
+    assert rows == [sum(pairs["lengths"])]
+    assert sum(pairs["lengths"]) < pairs["tokens"].numel()
+
+
+def test_the_token_table_is_looked_up_once():
+    module, pairs = made(3), batch()
+    seen = []
+    module.text_encoder.token_embedding.weight.register_hook(lambda gradient: seen.append(1))
+    looked_up = []
+    module.text_encoder.token_embedding.register_forward_hook(
+        lambda table, tokens, vectors: looked_up.append(len(tokens[0]))
+    )
+    gradients(module, pairs)
+    assert looked_up == [sum(pairs["lengths"])]  # and not again when a piece is run again
+    assert seen == [1]
 
 
 def pairs_without_lengths(pairs):
@@ -197,7 +250,7 @@ def test_running_statistics_move_once_towards_the_mean_of_the_pieces():
     for piece in images.split(5):
         by_hand(piece)
     before = norm.running_mean.clone(), norm.running_var.clone()
-    found = embed_pieces(norm, images.split(5), modules=[norm], recompute=True)
+    found = embed_pieces(norm, [(i,) for i in images.split(5)], modules=[norm], recompute=True)
     found.pow(2).sum().backward()
     for old, new, mean in zip(
         before, (norm.running_mean, norm.running_var),

@@ -48,5 +48,5 @@ def test_a_hundred_steps_wait_no_more_often_than_they_log(words):
     few = waits(50, 50, *words)
     # Twice the steps and as many of them logged: what is left is start and end (a collection of
     # garbage in between may count a few).
-    assert waits(100, 100, *words) == few
+    assert abs(waits(100, 100, *words) - few) <= 4
     assert 0 < waits(100, 50, *words) - few <= 25

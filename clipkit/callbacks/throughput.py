@@ -229,9 +229,11 @@ def _computed_tokens(batch: PairBatch, module: CLIPModule) -> int:
     """Return how many tokens the text side computes, padding and all."""
     # A tower that sees its padding is given all of it.
     least = 0 if module.text_encoder.trim_is_exact else module.tokenizer.contract.context_length
+    groups = module.caption_groups(batch)
+    if groups.packed:
+        return sum(batch["lengths"])
     captions = range(len(batch["tokens"]))
-    spans = module.caption_groups(batch).spans
-    return sum(len(captions[span.rows]) * max(span.length, least) for span in spans)
+    return sum(len(captions[span.rows]) * max(span.length, least) for span in groups.spans)
 
 
 def _evaluating(trainer: L.Trainer) -> float:

@@ -49,8 +49,8 @@ class PairBatch(TypedDict):
     image_ids: Tensor  # int64 (b,), equal for equal pictures
     rows: Tensor  # int64 (b,), the pair's number in its split
     truncated: Tensor  # bool (b,), whether the caption was cut to the context
+    lengths: NotRequired[list[int]]  # how many tokens each caption has
     by_length: NotRequired[Tensor]  # int64 (b,), the rows, the longest caption first
-    lengths: NotRequired[list[int]]  # how many tokens the captions have, in that order
 
 
 class Pixels(NamedTuple):
@@ -326,9 +326,7 @@ class PairCollate:
 
     def __call__(self, samples: list[Sample]) -> PairBatch:
         tokens, truncated = self.tokenizer.encode([sample.caption for sample in samples])
-        lengths, by_length = self.tokenizer.contract.lengths(tokens).sort(
-            descending=True, stable=True
-        )
+        lengths = self.tokenizer.contract.lengths(tokens)
         return PairBatch(
             images=torch.stack([sample.image for sample in samples]),
             tokens=tokens,
@@ -336,8 +334,8 @@ class PairCollate:
             image_ids=torch.tensor([sample.image_id for sample in samples]),
             rows=torch.tensor([sample.row for sample in samples]),
             truncated=truncated,
-            by_length=by_length,
             lengths=lengths.tolist(),
+            by_length=lengths.argsort(descending=True, stable=True),
         )
 
     def _contents(self, tokens: Tensor) -> list[bytes]:

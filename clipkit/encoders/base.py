@@ -7,6 +7,8 @@ from typing import Literal, Self
 import torch
 from torch import Tensor, nn
 
+from clipkit.encoders.packing import Packed
+
 Interpolation = Literal["bicubic", "bilinear"]
 ResizeMode = Literal["shortest", "squash"]
 LayerGroup = Sequence[nn.Module | nn.Parameter]
@@ -101,3 +103,18 @@ class TextEncoder(Encoder):
     @abstractmethod
     def forward(self, tokens: Tensor) -> Tensor:
         """Token ids, int64, (B, L) -> (B, feature_dim)."""
+
+
+class PackingTextEncoder(TextEncoder):
+    """A text encoder that also takes captions without their padding, where `trim_is_exact`."""
+
+    @abstractmethod
+    def look_up(self, tokens: Tensor) -> Tensor:
+        """Token ids, int64, (T,) -> their vectors in the token table, (T, W)."""
+
+    @abstractmethod
+    def forward(self, tokens: Tensor, packed: Packed | None = None) -> Tensor:
+        """Token ids, int64, (B, L) -> (B, feature_dim).
+
+        With `packed`, the real tokens among them, no layer but attention computes padding.
+        """

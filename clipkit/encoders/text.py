@@ -2,13 +2,14 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from clipkit.encoders.base import LayerGroup, TextEncoder
+from clipkit.encoders.base import LayerGroup, PackingTextEncoder
+from clipkit.encoders.packing import Packed, from_grid, to_grid
 from clipkit.errors import UserError
 from clipkit.tokenizer import TextContract
 
@@ -16,7 +17,7 @@ KEY = "model.text_encoder"
 Activation = Literal["gelu", "quick_gelu", "gelu_tanh"]
 TextPooling = Literal["end", "last", "first", "mean"]
 
-# Shapes: B captions, L tokens, W width, H heads.
+# Shapes: B captions, L tokens, T real tokens of all captions together, W width, H heads.
 
 
 def _quick_gelu(values: Tensor) -> Tensor:
@@ -30,7 +31,7 @@ ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
 }
 
 
-class TextTransformer(TextEncoder):
+class TextTransformer(PackingTextEncoder):
     """CLIP's pre-norm transformer, tokens (B, L) to features (B, width): https://arxiv.org/abs/2103.00020.
 
     SigLIP's is the same with `causal=False, pooling="last", attend_padding=True, norm_eps=1e-6`.
@@ -89,7 +90,11 @@ class TextTransformer(TextEncoder):
         self.final_norm = nn.LayerNorm(width, eps=norm_eps)
         self._init_as_clip()
 
-    def forward(self, tokens: Tensor) -> Tensor:
+    def look_up(self, tokens: Tensor) -> Tensor:
+        vectors: Tensor = self.token_embedding(tokens)
+        return vectors
+
+    def forward(self, tokens: Tensor, packed: Packed | None = None) -> Tensor:
         length, context = tokens.shape[1], self.position_embedding.shape[0]
         if length > context:
             raise UserError(
@@ -100,12 +105,16 @@ class TextTransformer(TextEncoder):
         seen = (
             real[:, None, None, :] if self.mask_padding else None
         )  # (B, 1, 1, L) over H and queries
-        hidden: Tensor = (
-            self.token_embedding(tokens) + self.position_embedding[:length]
-        )  # (B, L, W)
+        attend = _Attend(seen, self.causal, tokens.shape, packed and packed.places)
+        if packed is None:
+            hidden = self.look_up(tokens) + self.position_embedding[:length]  # (B, L, W)
+        else:
+            hidden = packed.vectors + self.position_embedding[packed.places % length]  # (T, W)
         for block in self.blocks:
-            hidden = block(hidden, seen, self.causal)
+            hidden = block(hidden, attend)
         hidden = self.final_norm(hidden)
+        if packed is not None:
+            hidden = to_grid(hidden, packed.places, tokens.shape)
         return self._pool(hidden, real, end)
 
     def _pool(self, hidden: Tensor, real: Tensor, end: Tensor) -> Tensor:
@@ -142,7 +151,7 @@ class TextTransformer(TextEncoder):
                 nn.init.normal_(module.shrink.weight, std=width**-0.5 * (2 * depth) ** -0.5)
 
 
-class BagOfTokens(TextEncoder):
+class BagOfTokens(PackingTextEncoder):
     """The mean of the caption's token embeddings and a small MLP: what word order is compared with.
 
     Args:
@@ -167,17 +176,48 @@ class BagOfTokens(TextEncoder):
         self.mlp = _MLP(width, hidden_dim or width, "gelu", dropout)
         nn.init.normal_(self.token_embedding.weight, std=0.02)
 
-    def forward(self, tokens: Tensor) -> Tensor:
+    def look_up(self, tokens: Tensor) -> Tensor:
+        vectors: Tensor = self.token_embedding(tokens)
+        return vectors
+
+    def forward(self, tokens: Tensor, packed: Packed | None = None) -> Tensor:
         real = (
             torch.arange(tokens.shape[1], device=tokens.device)
             <= _first_end(tokens, self.end_id)[:, None]
         )
-        mean = _mean_where(real, self.token_embedding(tokens))
+        if packed is None:
+            vectors = self.look_up(tokens)
+        else:
+            vectors = to_grid(packed.vectors, packed.places, tokens.shape)
+        mean = _mean_where(real, vectors)
         features: Tensor = self.mlp(self.norm(mean))
         return features
 
     def layer_groups(self) -> list[LayerGroup]:
         return [[self.token_embedding], [self.norm, self.mlp]]
+
+
+class _Attend(NamedTuple):
+    """Tokens look at tokens of the same caption: what all blocks have in common of it."""
+
+    seen: Tensor | None  # bool, as attention's mask
+    causal: bool
+    grid: torch.Size  # (B, L)
+    places: Tensor | None  # of tokens without padding, (T,)
+
+    def __call__(self, query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
+        """Mix the values, (T, W) without padding or (B, L, W) with, as they are given."""
+        query, key, value = (self._of_heads(values, heads) for values in (query, key, value))
+        mixed = F.scaled_dot_product_attention(
+            query, key, value, attn_mask=self.seen, is_causal=self.causal
+        )
+        mixed = mixed.transpose(1, 2).flatten(2)
+        return mixed if self.places is None else from_grid(mixed, self.places)
+
+    def _of_heads(self, values: Tensor, heads: int) -> Tensor:
+        if self.places is not None:
+            values = to_grid(values, self.places, self.grid)
+        return values.view(*self.grid, heads, -1).transpose(1, 2)  # (B, H, L, W / H)
 
 
 class _Block(nn.Module):
@@ -197,8 +237,8 @@ class _Block(nn.Module):
         self.mlp = _MLP(width, hidden, activation, dropout)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, hidden: Tensor, seen: Tensor | None, causal: bool) -> Tensor:
-        hidden = hidden + self.dropout(self.attention(self.attention_norm(hidden), seen, causal))
+    def forward(self, hidden: Tensor, attend: _Attend) -> Tensor:
+        hidden = hidden + self.dropout(self.attention(self.attention_norm(hidden), attend))
         branch: Tensor = self.dropout(self.mlp(self.mlp_norm(hidden)))
         return hidden + branch
 
@@ -212,13 +252,9 @@ class _Attention(nn.Module):
         self.value = nn.Linear(width, width)
         self.out = nn.Linear(width, width)
 
-    def forward(self, hidden: Tensor, seen: Tensor | None, causal: bool) -> Tensor:
-        query, key, value = (
-            linear(hidden).unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, H, L, W / H)
-            for linear in (self.query, self.key, self.value)
-        )
-        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=seen, is_causal=causal)
-        out: Tensor = self.out(mixed.transpose(1, 2).flatten(2))
+    def forward(self, hidden: Tensor, attend: _Attend) -> Tensor:
+        query, key, value = self.query(hidden), self.key(hidden), self.value(hidden)
+        out: Tensor = self.out(attend(query, key, value, self.heads))
         return out
 
 

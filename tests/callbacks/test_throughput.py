@@ -18,7 +18,7 @@ from clipkit.callbacks.evaluation import Evaluation
 from clipkit.callbacks.peak_flops import peak_flops
 from clipkit.callbacks.throughput import FETCH, SAVE, _Counts, _Listening
 from clipkit.data.pairs import PairCollate, PairDataset, Sample
-from clipkit.encoders import BagOfTokens, ConvNet, TextTransformer
+from clipkit.encoders import BagOfTokens, ConvNet, TextEncoder, TextTransformer
 from clipkit.encoders.flops import image_operations
 from clipkit.errors import UserError
 from clipkit.heads import LinearHead
@@ -145,12 +145,33 @@ def batch_for(module):
     return PairCollate(module.tokenizer)(samples)
 
 
+class Trims(TextEncoder):
+    """A user's tower, which does not see its padding and knows nothing of packing."""
+
+    trim_is_exact = True
+
+    def __init__(self, contract, **shape):
+        super().__init__(feature_dim=8)
+        self.tower = TextTransformer(contract, **shape)
+
+    def forward(self, tokens):
+        return self.tower(tokens)
+
+
+def given_to(inputs):
+    """How many tokens the tower's layers are given."""
+    tokens, *packed = inputs
+    return len(packed[0].places) if packed else tokens.numel()
+
+
 @pytest.mark.parametrize("overhead", [0, 4096])
 @pytest.mark.parametrize(
     ("text", "micro_batch", "shape"),
     [
         (TextTransformer, None, {"heads": 2}),
         (TextTransformer, 2, {"heads": 2}),
+        (Trims, None, {"heads": 2}),
+        (Trims, 2, {"heads": 2}),
         (BagOfTokens, None, {}),
         # It pools at the last place, so it takes the whole context.
         (TextTransformer, None, {"heads": 2, "pooling": "last"}),
@@ -166,7 +187,9 @@ def test_tokens_are_those_that_the_text_tower_is_given(
     module = made(text, micro_batch, **shape)
     batch = batch_for(module)
     given = []
-    module.text_encoder.register_forward_pre_hook(lambda _, inputs: given.append(inputs[0].numel()))
+    module.text_encoder.register_forward_pre_hook(
+        lambda tower, inputs: given.append(given_to(inputs))
+    )
     with torch.no_grad():
         module(batch)
     counts = _Counts()
