@@ -39,6 +39,14 @@ class HuggingFacePairs(PairDataModule):
         augment: how training pictures are varied; true is CLIP's mild crop, false leaves them as
             in evaluation.
         shrink_batch: where the data cannot fill a batch, take half the data instead of an error.
+        shrink_pictures: the short side in pixels that larger training pictures are brought to
+            before they are cropped; true is what the smallest crop needs. Views are drawn at the
+            same rate and look the same; they are smoothed twice, and crops lie on a coarser grid.
+        cache_tokens: keep the tokens of every caption on disk, about 60 bytes a caption.
+        cache_pictures_gb: keep decoded pictures on disk, as many of each split as this many
+            gigabytes hold: those of evaluation as it sees them, those of training if they are
+            shrunk or not augmented. Batches are the same with and without.
+        cache_folder: where both are kept; left out, `clipkit` in the user's cache folder.
         image_size: pixels a side, where no trainer says it.
         tokenizer: where no trainer says it.
         seed: of order and augmentation; left out, the run's seed.
@@ -57,6 +65,10 @@ class HuggingFacePairs(PairDataModule):
         captions: CaptionPolicy = "random",
         augment: Augmentation | bool = True,
         shrink_batch: bool = False,
+        shrink_pictures: bool | int = False,
+        cache_tokens: bool = False,
+        cache_pictures_gb: float = 0.0,
+        cache_folder: str | None = None,
         image_size: int | None = None,
         tokenizer: Tokenizer | None = None,
         seed: int | None = None,
@@ -67,6 +79,10 @@ class HuggingFacePairs(PairDataModule):
             captions=captions,
             augment=augment,
             shrink_batch=shrink_batch,
+            shrink_pictures=shrink_pictures,
+            cache_tokens=cache_tokens,
+            cache_pictures_gb=cache_pictures_gb,
+            cache_folder=cache_folder,
             image_size=image_size,
             tokenizer=tokenizer,
             seed=seed,

@@ -239,6 +239,13 @@ class Augmentation:
             self._erase(pixels, rest[3:])
         return pixels
 
+    def side_needed(self, size: int) -> int:
+        """Return how long a picture's short side must be for no view of it to be enlarged."""
+        narrowest = min(self.ratio[0], 1.0 / self.ratio[1])
+        share = math.sqrt(self.scale[0] * min(narrowest, 1.0))  # of the short side, that is kept
+        magnified = max(self.zoom[1], 1.0) * math.sqrt(1.0 + self.aspect)
+        return math.ceil(size * magnified / share)
+
     def _crop_box(
         self, image_size: tuple[int, int], draws: list[float]
     ) -> tuple[int, int, int, int]:

@@ -10,8 +10,8 @@ import hashlib
 import logging
 import os
 from abc import abstractmethod
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, NotRequired, TypedDict
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, NotRequired, TypedDict, TypeVar
 
 import lightning as L
 import numpy as np
@@ -19,12 +19,24 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from clipkit.data.cached_tokens import CachedTokens
+from clipkit.data.caches import Caches
+from clipkit.data.captions import encode_captions
+from clipkit.data.identity import image_id
 from clipkit.data.images import (
     Augmentation,
+    Source,
     decode_image,
     naming_broken,
     resize_for_eval,
     to_uint8,
+)
+from clipkit.data.prepared_pictures import (
+    AsEvaluated,
+    Prepare,
+    PreparedPictures,
+    Shrunk,
+    read_encoded,
 )
 from clipkit.data.sampling import EvaluationSampler, SampleKey, TrainSampler
 from clipkit.encoders.base import Interpolation, ResizeMode
@@ -37,6 +49,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 CaptionPolicy = Literal["random", "first", "longest", "all"]
+Caption = TypeVar("Caption")
 TRAIN, VALIDATION, TEST = "train", "validation", "test"
 
 
@@ -65,7 +78,7 @@ class Sample(NamedTuple):
     """One pair on its way to a batch."""
 
     image: Tensor
-    caption: str
+    caption: str | int  # its number where tokens are cached
     image_id: int
     row: int
 
@@ -82,6 +95,14 @@ class PairDataModule(L.LightningDataModule):
         augment: how training pictures are varied; true is CLIP's mild crop, false leaves them as
             in evaluation.
         shrink_batch: where the data cannot fill a batch, take half the data instead of an error.
+        shrink_pictures: the short side in pixels that larger training pictures are brought to
+            before they are cropped; true is what the smallest crop needs. Views are drawn at the
+            same rate and look the same; they are smoothed twice, and crops lie on a coarser grid.
+        cache_tokens: keep the tokens of every caption on disk, about 60 bytes a caption.
+        cache_pictures_gb: keep decoded pictures on disk, as many of each split as this many
+            gigabytes hold: those of evaluation as it sees them, those of training if they are
+            shrunk or not augmented. Batches are the same with and without.
+        cache_folder: where both are kept; left out, `clipkit` in the user's cache folder.
         image_size: pixels a side, where no trainer says it.
         tokenizer: where no trainer says it.
         seed: of order and augmentation; left out, the run's seed.
@@ -95,6 +116,10 @@ class PairDataModule(L.LightningDataModule):
         captions: CaptionPolicy = "random",
         augment: Augmentation | bool = True,
         shrink_batch: bool = False,
+        shrink_pictures: bool | int = False,
+        cache_tokens: bool = False,
+        cache_pictures_gb: float = 0.0,
+        cache_folder: str | None = None,
         image_size: int | None = None,
         tokenizer: Tokenizer | None = None,
         seed: int | None = None,
@@ -109,10 +134,13 @@ class PairDataModule(L.LightningDataModule):
             (Augmentation() if augment else None) if isinstance(augment, bool) else augment
         )
         self.shrink_batch = shrink_batch
+        self.shrink_pictures = shrink_pictures
+        self.caches = Caches(cache_tokens, cache_pictures_gb, cache_folder)
         self.image_size = image_size
         self.tokenizer = tokenizer
         self.seed = int(os.environ.get("PL_GLOBAL_SEED", "0")) if seed is None else seed
         self._rows: dict[str, Rows] = {}
+        self._ready: dict[tuple[object, ...], PairDataset] = {}
 
     @abstractmethod
     def load(self, split: str) -> Rows:
@@ -141,9 +169,12 @@ class PairDataModule(L.LightningDataModule):
             self._load_once(split)
         if TRAIN in self._rows:
             self._fit_batch(len(self._pairs(TRAIN)))
+        if self.caches:  # here, so that it is done before the first step
+            for split in splits.get(stage, ()):
+                self._ready_pairs(split)
 
     def train_dataloader(self) -> DataLoader[PairBatch]:
-        pairs = self._pairs(TRAIN)
+        pairs = self._ready_pairs(TRAIN)
         sampler = TrainSampler(
             pairs,
             length=len(pairs),
@@ -182,6 +213,39 @@ class PairDataModule(L.LightningDataModule):
             seed=self.seed,
         )
 
+    def _ready_pairs(self, split: str) -> PairDataset:
+        """Return the pairs of a split with what is prepared of them, which may take a while."""
+        tokenizer = self._tokenizer()
+        described = (split, self._pixels(), tokenizer.digest, tokenizer.contract)
+        if described not in self._ready:
+            pairs = self._pairs(split)
+            pairs.tokens = self.caches.tokens_of(pairs.rows, tokenizer, split=split)
+            prepare = self._preparation(pairs)
+            if prepare is not None:
+                pairs.pictures = self.caches.pictures_of(pairs.rows, prepare, split=split)
+            self._ready[described] = pairs
+        return self._ready[described]
+
+    def _preparation(self, pairs: PairDataset) -> Prepare | None:
+        pixels, augment = pairs.pixels, pairs.augment
+        if augment is None:
+            return AsEvaluated(*pixels) if self.caches.pictures_gb else None
+        if self.shrink_pictures is False:
+            if self.caches.pictures_gb:
+                log.info(
+                    "data: training pictures are cropped from their full size, and so not kept; "
+                    "with data.shrink_pictures=true they are brought to what a crop needs, and kept"
+                )
+            return None
+        side = self.shrink_pictures
+        side = augment.side_needed(pixels.size) if side is True else side
+        if side < pixels.size:
+            raise UserError(
+                f"data.shrink_pictures: {side} is less than the {pixels.size} pixels a side that "
+                "the model sees; true and larger numbers are accepted"
+            )
+        return Shrunk(side, pixels.interpolation)
+
     def _fit_batch(self, num_pairs: int) -> None:
         world_size = self._world_size
         if self.batch_size > num_pairs:
@@ -203,7 +267,7 @@ class PairDataModule(L.LightningDataModule):
             )
 
     def _evaluation_loader(self, split: str) -> DataLoader[PairBatch]:
-        pairs = self._pairs(split)
+        pairs = self._ready_pairs(split)
         sampler = EvaluationSampler(
             pairs, length=len(pairs), rank=self._rank, world_size=self._world_size
         )
@@ -218,7 +282,7 @@ class PairDataModule(L.LightningDataModule):
             batch_size=max(self.batch_size // self._world_size, 1),
             sampler=sampler,
             num_workers=workers,
-            collate_fn=PairCollate(self._tokenizer()),
+            collate_fn=PairCollate(self._tokenizer(), pairs.tokens),
             pin_memory=torch.cuda.is_available(),
             persistent_workers=workers > 0,
         )
@@ -278,10 +342,12 @@ class PairDataset(Dataset[Sample]):
         self.augment = augment
         self.captions = captions
         self.seed = seed
+        self.tokens: CachedTokens | None = None
+        self.pictures: PreparedPictures | None = None
         # The first pair of each row, where every caption makes a pair.
         self._starts: np.ndarray[Any, np.dtype[np.int64]] | None = None
         if captions == "all":
-            counts = [len(rows.captions(i)) for i in range(len(rows))]
+            counts = [len(texts) for texts in rows.all_captions()]
             self._starts = np.concatenate([[0], np.cumsum(counts)])
 
     def __len__(self) -> int:
@@ -289,20 +355,26 @@ class PairDataset(Dataset[Sample]):
 
     def __getitem__(self, key: SampleKey) -> Sample:
         rng = np.random.default_rng((self.seed, key.epoch, key.number))
-        row_index, which = self._locate(key.number)
-        row = self.rows[row_index]
-        caption = row.captions[which] if which is not None else self._pick(row.captions, rng)
+        row, which = self._locate(key.number)
+        caption = self._caption(row, which, rng)
         pixels = self.pixels
-        with naming_broken(f"{row.key!r} (row {row_index})"):
-            encoded = _read(row.image)
+        with naming_broken(f"{self.rows.key(row)!r} (row {row})"):
+            picture, identity = self._picture(row)
             if self.augment is not None:
-                tensor = self.augment(encoded, pixels.size, pixels.interpolation, rng)
+                tensor = self.augment(picture, pixels.size, pixels.interpolation, rng)
             else:
-                image = decode_image(encoded)
+                image = decode_image(picture)
                 tensor = to_uint8(
                     resize_for_eval(image, pixels.size, pixels.resize_mode, pixels.interpolation)
                 )
-        return Sample(tensor, caption, _image_id(encoded), key.number)
+        return Sample(tensor, caption, identity, key.number)
+
+    def _picture(self, row: int) -> tuple[Source, int]:
+        """A picture, encoded or prepared, and its id."""
+        if self.pictures is not None:
+            return self.pictures[row]
+        encoded = read_encoded(self.rows.image(row))
+        return encoded, image_id(encoded)
 
     def _locate(self, index: int) -> tuple[int, int | None]:
         if self._starts is None:
@@ -310,58 +382,54 @@ class PairDataset(Dataset[Sample]):
         row = int(np.searchsorted(self._starts, index, side="right")) - 1
         return row, index - int(self._starts[row])
 
-    def _pick(self, captions: Sequence[str], rng: np.random.Generator) -> str:
+    def _caption(self, row: int, which: int | None, rng: np.random.Generator) -> str | int:
+        """A caption of a row, or its number where its tokens are known."""
+        if self.tokens is not None:
+            return self._pick(self.tokens.captions(row), self.tokens.characters, which, rng)
+        return self._pick(self.rows.captions(row), len, which, rng)
+
+    def _pick(
+        self,
+        captions: Sequence[Caption],
+        length: Callable[[Caption], int],
+        which: int | None,
+        rng: np.random.Generator,
+    ) -> Caption:
+        if which is not None:
+            return captions[which]
         if self.captions == "random":
             return captions[int(rng.integers(len(captions)))]
         if self.captions == "longest":
-            return max(captions, key=len)
+            return max(captions, key=length)
         return captions[0]
 
 
 class PairCollate:
-    """Samples to a batch; a class so that data workers can be spawned."""
+    """Samples to a batch; a class so that data workers can be spawned.
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    Args:
+        tokenizer: for captions that are texts.
+        tokens: for captions that are numbers; then all of them are.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, tokens: CachedTokens | None = None) -> None:
         self.tokenizer = tokenizer
+        self.tokens = tokens
 
     def __call__(self, samples: list[Sample]) -> PairBatch:
-        tokens, truncated = self.tokenizer.encode([sample.caption for sample in samples])
-        lengths = self.tokenizer.contract.lengths(tokens)
+        captions: list[Any] = [sample.caption for sample in samples]
+        if self.tokens is None:
+            encoded = encode_captions(self.tokenizer, captions)
+        else:
+            encoded = self.tokens.encode(captions)
+        lengths = encoded.lengths
         return PairBatch(
             images=torch.stack([sample.image for sample in samples]),
-            tokens=tokens,
-            caption_ids=_ids(self._contents(tokens)),
+            tokens=encoded.tokens,
+            caption_ids=encoded.ids,
             image_ids=torch.tensor([sample.image_id for sample in samples]),
             rows=torch.tensor([sample.row for sample in samples]),
-            truncated=truncated,
+            truncated=encoded.truncated,
             lengths=lengths.tolist(),
             by_length=lengths.argsort(descending=True, stable=True),
         )
-
-    def _contents(self, tokens: Tensor) -> list[bytes]:
-        # Captions are equal where the model cannot tell them apart: by their tokens, padding aside,
-        # since the same caption is padded differently in another batch.
-        contract = self.tokenizer.contract
-        ends = (tokens == contract.end_id).int().argmax(1) + 1
-        table = tokens.numpy()
-        return [table[i, :end].tobytes() for i, end in enumerate(ends.tolist())]
-
-
-def _read(image: Any) -> Any:
-    if isinstance(image, str):
-        with open(image, "rb") as file:
-            return file.read()
-    return image
-
-
-def _image_id(image: Any) -> int:
-    content = image if isinstance(image, bytes) else image.tobytes()
-    return _digest(content)
-
-
-def _ids(contents: list[bytes]) -> Tensor:
-    return torch.tensor([_digest(content) for content in contents])
-
-
-def _digest(content: bytes) -> int:
-    return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "big", signed=True)

@@ -58,6 +58,10 @@ class Source(ABC):
     def column(self, name: str) -> pa.ChunkedArray:
         """One of `columns`, whole."""
 
+    def stamp(self) -> bytes | None:
+        """Changes where a file that holds pictures is written again; None where there is none."""
+        return None
+
     def class_names(self, name: str) -> list[str] | None:
         """Names of the classes that the integers of a column stand for."""
         return None
@@ -107,6 +111,12 @@ class FileSource(Source):
             sizes = (file_size(self.image(position)) for position in range(len(self)))
             self._sizes = np.fromiter(sizes, np.int64, len(self))
         return self._sizes
+
+    def stamp(self) -> bytes:
+        digest = blake2b(digest_size=16)
+        for position in range(len(self)):
+            digest.update(file_stamp(self.image(position)))
+        return digest.digest()
 
     def column(self, name: str) -> pa.ChunkedArray:
         return self._table.column(name)
@@ -226,6 +236,10 @@ class Rows(Sequence[Row], ABC):
         digest.update(further)
         return digest.hexdigest()
 
+    def pictures_digest(self) -> str | None:
+        """Hex digest that changes with the pictures; None where they are made, not read."""
+        return None
+
     def unselected(self) -> Rows:
         """All the rows of which these were selected."""
         return self
@@ -319,6 +333,14 @@ class StoredRows(Rows):
         taken = sizes if self._index is None else sizes[self._index]
         return self._digest(taken.astype("<i8").tobytes())
 
+    def pictures_digest(self) -> str | None:
+        stamp = self._source.stamp()
+        if stamp is None:
+            return None
+        digest = blake2b(stamp, digest_size=16)
+        digest.update(b"all" if self._index is None else self._index.astype("<i8").tobytes())
+        return digest.hexdigest()
+
     def _taken(self, values: pa.ChunkedArray) -> pa.ChunkedArray:
         return values if self._index is None else values.take(pa.array(self._index))
 
@@ -370,6 +392,16 @@ def caption_list(value: str | list[str | None] | None) -> list[str]:
     """A caption cell as a list: surrounding blanks and empty strings do not count."""
     texts = [value] if isinstance(value, str) else value or []
     return [text.strip() for text in texts if text is not None and text.strip()]
+
+
+def file_stamp(path: str) -> bytes:
+    """Name, bytes and time of a file; its folder may be another."""
+    name = os.fsencode(os.path.basename(path))
+    try:
+        found = os.stat(path)
+    except OSError:
+        return name + b"/-"
+    return name + f"/{found.st_size}/{found.st_mtime_ns};".encode()
 
 
 def file_size(path: str | bytes) -> int:

@@ -28,6 +28,8 @@ class ShapesPairs(PairDataModule):
         captions: which of a picture's captions: random, first, longest, or all (a pair each).
         augment: how training pictures are varied; drawn anew, they need none.
         shrink_batch: where the data cannot fill a batch, take half the data instead of an error.
+        cache_tokens: keep the tokens of every caption on disk, about 60 bytes a caption.
+        cache_folder: where they are kept; left out, `clipkit` in the user's cache folder.
         image_size: pixels a side, where no trainer says it.
         tokenizer: where no trainer says it.
         seed: of order and augmentation; left out, the run's seed.
@@ -43,6 +45,8 @@ class ShapesPairs(PairDataModule):
         captions: CaptionPolicy = "random",
         augment: Augmentation | bool = False,
         shrink_batch: bool = False,
+        cache_tokens: bool = False,
+        cache_folder: str | None = None,
         image_size: int | None = None,
         tokenizer: Tokenizer | None = None,
         seed: int | None = None,
@@ -53,6 +57,8 @@ class ShapesPairs(PairDataModule):
             captions=captions,
             augment=augment,
             shrink_batch=shrink_batch,
+            cache_tokens=cache_tokens,
+            cache_folder=cache_folder,
             image_size=image_size,
             tokenizer=tokenizer,
             seed=seed,

@@ -11,6 +11,7 @@ import os
 import tarfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from hashlib import blake2b
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,7 @@ from clipkit.data.layouts.columns import (
 )
 from clipkit.data.layouts.listing import IMAGE_SUFFIXES, in_order, suffix
 from clipkit.data.layouts.request import FileError, Request
-from clipkit.data.rows import Source
+from clipkit.data.rows import Source, file_stamp
 from clipkit.errors import named
 
 # Names of the classes that `cls` counts, beside the shards or one folder above.
@@ -74,6 +75,12 @@ class TarSource(Source):
 
     def image_sizes(self) -> np.ndarray:
         return self._images[:, 1].copy()
+
+    def stamp(self) -> bytes:
+        digest = blake2b(self._images.astype("<i8").tobytes(), digest_size=16)
+        for shard in self._shards:
+            digest.update(file_stamp(shard))
+        return digest.digest()
 
     def column(self, name: str) -> pa.ChunkedArray:
         if name not in self._members:

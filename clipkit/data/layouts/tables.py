@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
+from hashlib import blake2b
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from clipkit.data.layouts.columns import IMAGE_COLUMNS, find, keys_of_rows
 from clipkit.data.layouts.listing import in_order, split_name, suffix
 from clipkit.data.layouts.manifests import listed_parts
 from clipkit.data.layouts.request import FileError, Request
-from clipkit.data.rows import Source, file_size
+from clipkit.data.rows import Source, file_size, file_stamp
 
 TABLE_SUFFIXES = frozenset({".parquet", ".arrow", ".feather"})
 
@@ -61,6 +62,17 @@ class TableSource(Source):
             path = None if paths is None else paths[int(position)].as_py()
             sizes[position] = file_size(self._beside(path)) if path else -1
         return sizes
+
+    def stamp(self) -> bytes:
+        digest = blake2b(self._image_column.encode(), digest_size=16)
+        for file in self._files:
+            digest.update(file_stamp(file))
+        encoded, paths = self._read_pictures()
+        sizes = pc.fill_null(pc.binary_length(encoded), 0).to_numpy()
+        for position in np.flatnonzero(sizes == 0):
+            path = None if paths is None else paths[int(position)].as_py()
+            digest.update(file_stamp(self._beside(path)) if path else b"-")
+        return digest.digest()
 
     def image_paths(self) -> list[str | None] | None:
         """The paths kept with the pictures."""
