@@ -56,6 +56,8 @@ TRAINER_NUMBERS = ("max_epochs", "max_steps", "min_epochs", "min_steps", "gradie
                    "val_check_interval", "num_sanity_val_steps", "limit_train_batches",
                    "limit_val_batches", "limit_test_batches", "deterministic")  # fmt: skip
 PRECISIONS = ("16-true", "16-mixed", "bf16-true", "bf16-mixed", "32-true", "64-true")
+# Nor does a checkpoint say what is written to the disk, and where; results do not depend on it.
+CACHES = ("cache_tokens", "cache_pictures_gb", "cache_folder")
 CALLBACKS = tuple(sorted(name for name in PUBLIC_PARTS if name.startswith("clipkit.callbacks.")))
 CARRIED = {
     "image_encoder": ("pretrained", "weights", "image_size", "mean", "std", "interpolation",
@@ -100,6 +102,8 @@ def usable(
             check.refuse(f"model.{name}", value)
     if "data" in configuration:
         kept["data"] = check.part(configuration["data"], "data")
+        for name in CACHES:
+            kept["data"]["init_args"].pop(name, None)
     if _is_number(configuration.get("seed_everything")):
         kept["seed_everything"] = configuration["seed_everything"]
     for key in ("experiment", "run_name"):

@@ -40,8 +40,8 @@ class HuggingFacePairs(PairDataModule):
             in evaluation.
         shrink_batch: where the data cannot fill a batch, take half the data instead of an error.
         shrink_pictures: the short side in pixels that larger training pictures are brought to
-            before they are cropped; true is what the smallest crop needs. Views are drawn at the
-            same rate and look the same; they are smoothed twice, and crops lie on a coarser grid.
+            before they are cropped; true is what the smallest crop needs. Crops are the same, their
+            pixels are resized twice: about one grey level of difference.
         cache_tokens: keep the tokens of every caption on disk, about 60 bytes a caption.
         cache_pictures_gb: keep decoded pictures on disk, as many of each split as this many
             gigabytes hold: those of evaluation as it sees them, those of training if they are

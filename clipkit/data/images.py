@@ -28,8 +28,17 @@ RESAMPLING = {
 WHITE = (255, 255, 255)
 LUMA = (0.299, 0.587, 0.114)
 
-Source = bytes | str | os.PathLike[str] | Image.Image
 Box = tuple[float, float, float, float]  # left, top, right, bottom, in pixels
+
+
+class SmallerPicture(NamedTuple):
+    """An RGB picture that was made smaller; a view of it has the box that the full one's had."""
+
+    image: Image.Image
+    full_size: tuple[int, int]
+
+
+Source = bytes | str | os.PathLike[str] | Image.Image | SmallerPicture
 
 _EXIF_ORIENTATION = 0x0112
 _UPRIGHT = {
@@ -94,6 +103,8 @@ def decode_for_box(
         FileNotFoundError: there is no such file.
         ImageDecodeError: it cannot be decoded; an OSError.
     """
+    if isinstance(source, SmallerPicture):
+        return _decoded_already(source, choose_box(source.full_size))
     with _opened(source) as image:
         scalable = image is not source and _is_scalable(image)
         if not scalable:
@@ -112,6 +123,13 @@ def decode_for_box(
         return left / scale + x, top / scale + y, right / scale + x, bottom / scale + y
 
     return Decoded(image, placed(*box), placed(0, 0, width, height))
+
+
+def _decoded_already(smaller: SmallerPicture, box: Box) -> Decoded:
+    image, (width, height) = smaller
+    x, y = image.width / width, image.height / height
+    placed = (box[0] * x, box[1] * y, box[2] * x, box[3] * y)
+    return Decoded(image, placed, (0, 0, *image.size))
 
 
 @contextmanager
@@ -427,8 +445,8 @@ def _describe(source: object) -> str:
 def _opened(source: Source) -> Iterator[Image.Image]:
     """The picture, not decoded yet; what fails inside is an ImageDecodeError that names it."""
     try:
-        if isinstance(source, Image.Image):
-            yield source
+        if isinstance(source, Image.Image | SmallerPicture):
+            yield source if isinstance(source, Image.Image) else source.image
         else:
             with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
                 yield image

@@ -25,21 +25,30 @@ from torch.utils.data import DataLoader, Dataset
 
 from clipkit.data.array_file import ArrayFile, ArrayWriter, open_or_build
 from clipkit.data.identity import image_id
-from clipkit.data.images import RESAMPLING, Source, decode_for_box, decode_image, resize_for_eval
+from clipkit.data.images import (
+    RESAMPLING,
+    Box,
+    SmallerPicture,
+    Source,
+    decode_for_box,
+    decode_image,
+    resize_for_eval,
+)
 from clipkit.encoders.base import Interpolation, ResizeMode
 
 if TYPE_CHECKING:
-    from clipkit.data.rows import Rows
+    from clipkit.data.rows import Picture, Rows
 
 log = logging.getLogger(__name__)
 
 _FORMAT = 1  # to be raised whenever the same pictures would give another file
-_INDEX = {"start": "<i8", "height": "<i4", "width": "<i4", "image_id": "<i8", "crc": "<u4"}
+_SIZES = ("height", "width", "full_width", "full_height")
+_INDEX = {"start": "<i8", **dict.fromkeys(_SIZES, "<i4"), "image_id": "<i8", "crc": "<u4"}
 _BYTES_A_ROW = sum(np.dtype(kind).itemsize for kind in _INDEX.values())
 _OVERHEAD = 4096  # bytes of a file beside its arrays
 _NOT_KEPT = -1
 
-Prepare = Callable[[Source], Image.Image]
+Prepare = Callable[[Source], SmallerPicture]
 
 
 @dataclass(frozen=True)
@@ -49,14 +58,21 @@ class Shrunk:
     side: int
     interpolation: Interpolation
 
-    def __call__(self, source: Source) -> Image.Image:
-        image = decode_for_box(source, lambda size: (0, 0, *size), self.side).image
-        width, height = image.size
+    def __call__(self, source: Source) -> SmallerPicture:
+        sizes: list[tuple[int, int]] = []
+
+        def whole(size: tuple[int, int]) -> Box:
+            sizes.append(size)
+            return (0, 0, *size)
+
+        decoded = decode_for_box(source, whole, self.side)
+        width, height = sizes[0]
         short = min(width, height)
         if short <= self.side:
-            return image
+            return SmallerPicture(decoded.image, (width, height))
         size = (round(width * self.side / short), round(height * self.side / short))
-        return image.resize(size, RESAMPLING[self.interpolation])
+        image = decoded.image.resize(size, RESAMPLING[self.interpolation], decoded.whole)
+        return SmallerPicture(image, (width, height))
 
 
 @dataclass(frozen=True)
@@ -67,15 +83,16 @@ class AsEvaluated:
     resize_mode: ResizeMode
     interpolation: Interpolation
 
-    def __call__(self, source: Source) -> Image.Image:
+    def __call__(self, source: Source) -> SmallerPicture:
         image = decode_image(source)
-        return resize_for_eval(image, self.size, self.resize_mode, self.interpolation)
+        seen = resize_for_eval(image, self.size, self.resize_mode, self.interpolation)
+        return SmallerPicture(seen, image.size)
 
 
 class Prepared(NamedTuple):
     """A picture on its way to a view, and the id of what it was made from."""
 
-    image: Image.Image
+    picture: SmallerPicture
     image_id: int
 
 
@@ -104,7 +121,9 @@ class PreparedPictures:
         if pixels is None or self._file is None:
             encoded = read_encoded(self._rows.image(row))
             return Prepared(self._prepare(encoded), image_id(encoded))
-        return Prepared(Image.fromarray(pixels), int(self._file["image_id"][row]))
+        full_size = (int(self._file["full_width"][row]), int(self._file["full_height"][row]))
+        picture = SmallerPicture(Image.fromarray(pixels), full_size)
+        return Prepared(picture, int(self._file["image_id"][row]))
 
     def _kept(self, file: ArrayFile, row: int) -> np.ndarray[Any, np.dtype[np.uint8]] | None:
         start = int(file["start"][row])
@@ -127,9 +146,9 @@ class PreparedPictures:
         return pixels.reshape(shape)
 
 
-def read_encoded(picture: Source) -> bytes | Image.Image:
+def read_encoded(picture: Picture) -> bytes | Image.Image:
     """Return the bytes of a picture that is given by its path, others as they are."""
-    if isinstance(picture, str | os.PathLike):
+    if isinstance(picture, str):
         with open(picture, "rb") as file:
             return file.read()
     return picture
@@ -211,30 +230,36 @@ def _write(writer: ArrayWriter, rows: Rows, prepare: Prepare, max_bytes: int, sp
     for row, picture in enumerate(_all_prepared(rows, prepare, split)):
         if picture is None:
             continue
-        pixels, identity = picture
-        first = places.get(identity)
-        if first is None:
+        pixels, full_size, identity = picture
+        first = places.setdefault(identity, row)
+        if first == row:
             is_full = end + pixels.nbytes > room
             if is_full:
                 break
             writer.append("pixels", pixels)
-            values = (end, *pixels.shape[:2], identity, zlib.crc32(pixels.data))
+            sizes = zip(_SIZES, (*pixels.shape[:2], *full_size), strict=True)
+            values = {**dict(sizes), "start": end, "image_id": identity}
+            values["crc"] = zlib.crc32(pixels.data)
             end += pixels.nbytes
-            places[identity] = row
         else:
-            values = tuple(index[name][first] for name in _INDEX)
-        for name, value in zip(_INDEX, values, strict=True):
+            values = {name: column[first] for name, column in index.items()}
+        for name, value in values.items():
             index[name][row] = value
     for name, column in index.items():
         writer.append(name, column)
     writer.append("bound", np.array([max_bytes, is_full], "<i8"))
 
 
-_Pixels = np.ndarray[Any, np.dtype[np.uint8]]
+class _Found(NamedTuple):
+    """Pixels (H, W, 3), width and height of the full picture, its id."""
+
+    pixels: np.ndarray[Any, np.dtype[np.uint8]]
+    full_size: tuple[int, int]
+    image_id: int
 
 
-def _all_prepared(rows: Rows, prepare: Prepare, split: str) -> Iterator[tuple[_Pixels, int] | None]:
-    """Yield every picture (H, W, 3) and its id in the order of the rows, on all cores."""
+def _all_prepared(rows: Rows, prepare: Prepare, split: str) -> Iterator[_Found | None]:
+    """Yield every picture in the order of the rows, None for a broken one; on all cores."""
     from tqdm import tqdm
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
@@ -248,13 +273,14 @@ def _all_prepared(rows: Rows, prepare: Prepare, split: str) -> Iterator[tuple[_P
     for found in tqdm(
         loader, desc=f"pictures of {split}", unit="picture", delay=3, leave=False, disable=None
     ):
-        yield None if found is None else (found[0].numpy(), found[1])
+        yield None if found is None else _Found(found[0].numpy(), *found[1:])
 
 
 _FEW = 64  # pictures that take less time than starting a process
 
 
-class _Preparing(Dataset[tuple[Tensor, int] | None]):
+# A tensor, since loader processes hand those over without copying them.
+class _Preparing(Dataset[tuple[Tensor, tuple[int, int], int] | None]):
     def __init__(self, rows: Rows, prepare: Prepare) -> None:
         self._rows = rows
         self._prepare = prepare
@@ -262,13 +288,13 @@ class _Preparing(Dataset[tuple[Tensor, int] | None]):
     def __len__(self) -> int:
         return len(self._rows)
 
-    def __getitem__(self, row: int) -> tuple[Tensor, int] | None:
+    def __getitem__(self, row: int) -> tuple[Tensor, tuple[int, int], int] | None:
         try:
             encoded = read_encoded(self._rows.image(row))
-            pixels = np.array(self._prepare(encoded))
+            image, full_size = self._prepare(encoded)
         except OSError:  # to be named when its turn comes, as without a file
             return None
-        return torch.from_numpy(pixels), image_id(encoded)
+        return torch.from_numpy(np.array(image)), full_size, image_id(encoded)
 
 
 def _as_it_is(found: Any) -> Any:
