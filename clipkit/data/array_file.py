@@ -99,6 +99,14 @@ class ArrayFile:
         """Bytes of the file."""
         return self.path.stat().st_size
 
+    def describe(self) -> str:
+        """Where it is and how large."""
+        size, unit = float(self.size), "bytes"
+        for larger in ("kB", "MB", "GB", "TB"):
+            if size >= 1000:
+                size, unit = size / 1000, larger
+        return f"{self.path} ({size:.3g} {unit})"
+
     def _contents(self) -> dict[str, tuple[Array, int]]:
         """Each array, and its checksum."""
         if self.path.stat().st_size < _END.size:

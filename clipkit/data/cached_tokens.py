@@ -52,15 +52,16 @@ class CachedTokens:
 
     def encode(self, numbers: Sequence[int]) -> EncodedCaptions:
         """Return what `encode_captions` gives for the captions of these numbers."""
-        chosen = np.asarray(numbers, np.int64)
+        chosen = np.array(numbers, np.int64)
         ids, offsets = self._file["ids"], self._file["offsets"]
         starts = offsets[chosen]
         lengths = offsets[chosen + 1] - starts
         contract = self._contract
         longest = contract.context_length if contract.pad_to_context else lengths.max(initial=0)
         columns = np.arange(longest)
-        places = np.minimum(starts[:, None] + columns, len(ids) - 1)
-        tokens = np.where(columns < lengths[:, None], ids[places], np.int64(contract.pad_id))
+        # Beyond a caption's end stands the next one, beyond the last nothing: hence "clip".
+        tokens = ids.take(starts[:, None] + columns, mode="clip").astype(np.int64)
+        np.copyto(tokens, contract.pad_id, where=columns >= lengths[:, None])
         return EncodedCaptions(
             torch.from_numpy(tokens),
             torch.from_numpy(self._file["truncated"][chosen]),
@@ -79,12 +80,8 @@ def cached_tokens(rows: Rows, tokenizer: Tokenizer, folder: Path, *, split: str)
     """
     path = folder / f"tokens-{_key(rows, tokenizer)}.clipkit"
     file, built = open_or_build(path, lambda writer: _write(writer, rows, tokenizer, split))
-    num_captions = len(file["truncated"])
-    log.info(
-        "data: the tokens of %s captions of %s are %s %s (%s)",
-        f"{num_captions:,}", split, "now in" if built else "read from", path,
-        f"{file.size / 1e6:.1f} MB",
-    )  # fmt: skip
+    num_captions, done = len(file["truncated"]), "now in" if built else "read from"
+    log.info(f"data: tokens of {split}, {num_captions:,} captions: {done} {file.describe()}")
     return CachedTokens(file, tokenizer.contract)
 
 
@@ -92,7 +89,7 @@ def _key(rows: Rows, tokenizer: Tokenizer) -> str:
     contract = tokenizer.contract
     versions = [metadata.version(name) for name in ("tokenizers", "ftfy")]
     settings = (_FORMAT, tokenizer.digest, contract.clean, contract.context_length, versions)
-    digest = blake2b(repr(settings).encode(), digest_size=16)
+    digest = blake2b(repr(settings).encode(), digest_size=8)
     for block in _blocks(rows):
         digest.update(repr(block).encode("utf-8", "surrogateescape"))
     return digest.hexdigest()

@@ -185,12 +185,11 @@ def kept_pictures(
         unchecked=["pixels"],
         accepts=lambda file: _is_within(file, max_bytes),
     )
-    num_kept = int((file["start"] != _NOT_KEPT).sum())
+    num_kept, done = int((file["start"] != _NOT_KEPT).sum()), "now in" if built else "read from"
     log.info(
-        "data: %s of %s pictures of %s are %s %s (%s)%s",
-        f"{num_kept:,}", f"{len(rows):,}", split, "now in" if built else "read from", path,
-        f"{file.size / 1e9:.3g} GB", _of_the_rest(len(rows), num_kept, file),
-    )  # fmt: skip
+        f"data: pictures of {split}, {num_kept:,} of {len(rows):,}: {done} {file.describe()}"
+        f"{_of_the_rest(len(rows), num_kept, file)}"
+    )
     return PreparedPictures(rows, prepare, file)
 
 
@@ -198,7 +197,7 @@ def _key(prepare: Prepare, pictures: str) -> str:
     # Another decoder may give other bits.
     versions = (PIL.__version__, features.version("jpg"))
     settings = repr((_FORMAT, pictures, repr(prepare), versions))
-    return blake2b(settings.encode(), digest_size=16).hexdigest()
+    return blake2b(settings.encode(), digest_size=8).hexdigest()
 
 
 def _room(rows: Rows, max_bytes: int) -> int:
