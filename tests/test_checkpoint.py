@@ -282,6 +282,16 @@ def test_a_run_folder_stays_where_it_belongs(forge, workdir, command):
     assert [p.name for p in (workdir / "runs").iterdir()] == ["clipkit"]
 
 
+def test_what_is_written_to_the_disk_is_not_a_strangers_choice(forge, workdir, command):
+    kept = {"cache_tokens": True, "cache_pictures_gb": 1, "cache_folder": "escaped"}
+    path = forge(lambda record: record["configuration"]["data"]["init_args"].update(kept))
+    assert command("validate", "--ckpt_path", path) == 0
+    assert not (workdir / "escaped").exists()
+    assert command("validate", "--ckpt_path", path, "--data.cache_tokens=true",
+                   "--data.cache_folder=mine") == 0  # fmt: skip
+    assert len(list((workdir / "mine").glob("tokens-*"))) == 1
+
+
 def test_a_foreign_configuration_brings_no_code():
     config = {
         "model_type": "bert",

@@ -52,6 +52,25 @@ def test_same_seed_same_losses_also_with_workers(fit):
     assert len(losses("runs/tiny/a")) == 4
 
 
+def test_caches_do_not_change_a_run(fit, workdir, capsys):
+    words = ["--trainer.max_epochs=2", "--data.shrink_pictures=17"]
+    kept = ["--data.cache_tokens=true", "--data.cache_pictures_gb=1", "--data.cache_folder=kept"]
+    assert fit(*words, name="plain") == 0
+    assert fit(*words, *kept, name="built") == 0
+    assert fit(*words, *kept, "--data.num_workers=2", name="found") == 0
+    printed = capsys.readouterr().out
+    for done in ("now in", "read from"):
+        assert f"data: tokens of train, 23 captions: {done} kept/tokens-" in printed
+        assert f"data: pictures of train, 23 of 23: {done} kept/pictures-" in printed
+
+    def numbers(name):
+        return [
+            {k: v for k, v in line.items() if k != "time"} for line in journal(f"runs/tiny/{name}")
+        ]
+
+    assert numbers("plain") == numbers("built") == numbers("found")
+
+
 def test_a_resumed_run_equals_an_uninterrupted_one(fit, command):
     assert fit("--trainer.max_epochs=4", name="whole") == 0
     checkpoints = Path("runs/tiny/kept/checkpoints")
