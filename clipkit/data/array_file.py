@@ -202,6 +202,6 @@ def _only_one_process(path: Path) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            log.info("data: another process builds %s; waiting for it", path)
+            log.info("data: waiting for another process that is at %s", path)
             fcntl.flock(lock, fcntl.LOCK_EX)
         yield

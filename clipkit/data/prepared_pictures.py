@@ -20,7 +20,6 @@ import numpy as np
 import PIL
 import torch
 from PIL import Image, features
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from clipkit.data.array_file import ArrayFile, ArrayWriter, open_or_build
@@ -269,17 +268,16 @@ def _all_prepared(rows: Rows, prepare: Prepare, split: str) -> Iterator[_Found |
         collate_fn=_as_it_is,
         generator=torch.Generator(),  # training's random numbers are not touched
     )
-    for found in tqdm(
+    bar = tqdm(
         loader, desc=f"pictures of {split}", unit="picture", delay=3, leave=False, disable=None
-    ):
-        yield None if found is None else _Found(found[0].numpy(), *found[1:])
+    )
+    yield from bar
 
 
 _FEW = 64  # pictures that take less time than starting a process
 
 
-# A tensor, since loader processes hand those over without copying them.
-class _Preparing(Dataset[tuple[Tensor, tuple[int, int], int] | None]):
+class _Preparing(Dataset[_Found | None]):
     def __init__(self, rows: Rows, prepare: Prepare) -> None:
         self._rows = rows
         self._prepare = prepare
@@ -287,13 +285,13 @@ class _Preparing(Dataset[tuple[Tensor, tuple[int, int], int] | None]):
     def __len__(self) -> int:
         return len(self._rows)
 
-    def __getitem__(self, row: int) -> tuple[Tensor, tuple[int, int], int] | None:
+    def __getitem__(self, row: int) -> _Found | None:
         try:
             encoded = read_encoded(self._rows.image(row))
             image, full_size = self._prepare(encoded)
         except OSError:  # to be named when its turn comes, as without a file
             return None
-        return torch.from_numpy(np.array(image)), full_size, image_id(encoded)
+        return _Found(np.array(image), full_size, image_id(encoded))
 
 
 def _as_it_is(found: Any) -> Any:
