@@ -132,7 +132,7 @@ def train_open_clip(
     contender: Contender, epochs: Iterator[None], done: Callable[..., None]
 ) -> None:
     """Train as its `main` does, an epoch each time one is asked for."""
-    from open_clip import get_input_dtype, get_tokenizer, image_transform  # noqa: F401
+    from open_clip import get_tokenizer, image_transform
     from open_clip.loss import ClipLoss
     from open_clip_train.data import get_csv_dataset
     from open_clip_train.params import parse_args
@@ -249,6 +249,17 @@ def ours_from(peer: nn.Module) -> dict[str, Tensor]:
             found[name.replace("visual.trunk", "image_encoder.trunk")] = value
     found["image_head.projection.weight"] = theirs["visual.head.proj.weight"]
     return found
+
+
+@torch.no_grad()
+def check(shape: Shape) -> None:
+    """Refuse to compare models that give different embeddings of the same pairs."""
+    peer, module = peer_of(shape).eval(), module_of(shape).eval()
+    images = torch.rand(2, 3, shape.image_size, shape.image_size)
+    tokens = clip_tokenizer(pad_to_context=True)(["a photo", "two dogs on a green lawn"])
+    theirs = peer(module.image_encoder.normalise(images), tokens)
+    torch.testing.assert_close(module.encode_image(images), theirs["image_features"])
+    torch.testing.assert_close(module.encode_text(tokens), theirs["text_features"])
 
 
 def data_of(contender: Contender, **arguments: Any) -> HuggingFacePairs:
@@ -439,6 +450,7 @@ def main() -> None:
     options_of.add_argument("--grain", type=float, default=8.0, help="in grey levels")
     options = options_of.parse_args()
     torch.set_num_threads(options.threads)
+    check(SHAPES[options.model])
     with tempfile.TemporaryDirectory() as folder:
         result = measure(options, Path(folder))
     path = record("end-to-end", options, result)
