@@ -56,6 +56,8 @@ LONGEST_NAME = 80
 class ClipkitCLI(LightningCLI):
     """Lightning's command line with recipes by name, checkpoints that suffice, and run folders."""
 
+    exit_code = 0
+
     def __init__(
         self, words: Sequence[str], *, trust: Sequence[str] = (), run: bool = True
     ) -> None:
@@ -247,18 +249,19 @@ class ClipkitCLI(LightningCLI):
         return whole
 
 
-def run(words: Sequence[str], *, trust: Sequence[str] = ()) -> int:
+def run(
+    words: Sequence[str], *, trust: Sequence[str] = (), command: type[ClipkitCLI] = ClipkitCLI
+) -> int:
     """Run one of Lightning's verbs from command-line words."""
     _check_importable(trust)
     _quieten_libraries()
     try:
-        ClipkitCLI(words, trust=trust)
+        return command(words, trust=trust).exit_code
     except SystemExit as stop:
         # Lightning ends an interrupted fit with exit(1).
         return 130 if stop.code == 1 else int(stop.code or 0)
     except MisconfigurationException as error:
         raise UserError(one_line(str(error))) from error
-    return 0
 
 
 def _quieten_libraries() -> None:

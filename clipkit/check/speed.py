@@ -1,0 +1,159 @@
+"""A stretch of the run itself: how fast, in what memory, and what its batches are made of."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import lightning as L
+import torch
+from torch import Tensor
+
+from clipkit.callbacks import Throughput
+from clipkit.callbacks.throughput import Lap
+from clipkit.check.everyone import of_every_rank
+from clipkit.check.memory import (
+    LargestMicroBatch,
+    largest_micro_batch,
+    peak_of_process,
+    reset_peak,
+)
+from clipkit.data.pairs import PairBatch
+from clipkit.module import CLIPModule
+
+SECONDS = 40.0
+"""How long the measured stretch is; the warm-up before it takes three batches."""
+
+_WARM_UP = 3  # batches
+_ENOUGH_PAIRS = 4096  # to tell what batches are made of
+
+
+class Speed(NamedTuple):
+    """What the run does on this machine."""
+
+    values: dict[str, float]  # as Throughput names them
+    batches: int
+    seconds: float
+    warmed_up: bool
+    total_steps: int
+    batches_per_step: int
+    peak_memory: int | None  # bytes: of tensors on a CUDA device, else of the process
+
+    @property
+    def seconds_per_step(self) -> float:
+        """Seconds between two updates of the weights."""
+        return self.seconds / self.batches * self.batches_per_step
+
+
+class Captions(NamedTuple):
+    """Shares of the training pairs that were seen."""
+
+    pairs: int
+    truncated: float
+    captions_repeated: float  # within a batch of all ranks
+    images_repeated: float
+
+
+class Stretch(Throughput):
+    """Trains a few batches, measures some more by Throughput's meter, and ends the fit."""
+
+    speed: Speed | None = None
+    captions: Captions | None = None
+    largest: LargestMicroBatch | None = None
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
+        steps = int(trainer.estimated_stepping_batches)
+        batches = min(steps * trainer.accumulate_grad_batches, 2**31)
+        self._total_steps = steps
+        # A run that is hardly longer than the warm-up is measured from its first batch.
+        self._warm_up = _WARM_UP if batches > _WARM_UP else 0
+        self._last = batches
+        self._done = 0
+        self._seen: list[tuple[Tensor, Tensor, Tensor]] = []
+        reset_peak()
+
+    def on_train_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: object,
+        batch: PairBatch,
+        batch_idx: int,
+    ) -> None:
+        self._done += 1
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        if len(self._seen) * len(batch["tokens"]) * trainer.world_size < _ENOUGH_PAIRS:
+            self._seen.append((batch["truncated"], batch["caption_ids"], batch["image_ids"]))
+        if self._done == self._warm_up:
+            self._last = min(self._last, trainer.strategy.broadcast(self._batches_until_enough()))
+        if self._done >= self._last:
+            trainer.should_stop = True
+            if trainer.is_global_zero:
+                self._try_micro_batches(trainer, pl_module, batch)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        super().on_train_end(trainer, pl_module)
+        ranks = of_every_rank([[column.cpu() for column in one] for one in self._seen])
+        self.captions = _captions(ranks)
+
+    # --- What Throughput's meter reads -----------------------------------------------------------
+
+    def _is_due(self, trainer: L.Trainer) -> bool:
+        return self._done in (self._warm_up - 1, self._warm_up, self._last)
+
+    def _take(self, trainer: L.Trainer, module: CLIPModule, lap: Lap) -> None:
+        self._lap = lap
+        if self._done != self._last:
+            return
+        on_device = lap.peak_memory
+        self.speed = Speed(
+            values=self._values(trainer, module, lap),
+            batches=self._done - self._warm_up,
+            seconds=lap.seconds,
+            warmed_up=self._warm_up > 0,
+            total_steps=self._total_steps,
+            batches_per_step=trainer.accumulate_grad_batches,
+            peak_memory=peak_of_process() if on_device is None else on_device,
+        )
+
+    def _batches_until_enough(self) -> int:
+        # Known to rank zero alone, which measures; the last of the warm-up is as good as any.
+        seconds = self._lap.seconds if self._meter is not None else math.inf
+        return self._warm_up + max(int(SECONDS / seconds), 1)
+
+    def _try_micro_batches(
+        self, trainer: L.Trainer, module: L.LightningModule, batch: PairBatch
+    ) -> None:
+        assert isinstance(module, CLIPModule)
+        share = len(batch["tokens"])
+        self.largest = largest_micro_batch(
+            module,
+            batch,
+            trainer.precision_plugin.forward_context,
+            fits=min(share, module.micro_batch or share),
+            processes=max(trainer.world_size // trainer.num_nodes, 1),
+        )
+
+
+def _captions(ranks: list[list[list[Tensor]]]) -> Captions:
+    """Return what the batches are made of; each rank holds its share of every batch."""
+    truncated, captions, images = (
+        [torch.cat([share[column] for share in shares]) for shares in zip(*ranks, strict=True)]
+        for column in range(3)
+    )
+    return Captions(
+        pairs=sum(map(len, truncated)),
+        truncated=float(torch.cat(truncated).double().mean()),
+        captions_repeated=_repeated(captions),
+        images_repeated=_repeated(images),
+    )
+
+
+def _repeated(batches: list[Tensor]) -> float:
+    """Return the share of rows whose id stands more than once in its own batch."""
+    repeated = 0
+    for ids in batches:
+        _, counts = torch.unique(ids, return_counts=True)
+        repeated += int(counts[counts > 1].sum())
+    return repeated / sum(map(len, batches))
