@@ -103,6 +103,11 @@ class Check(ClipkitCLI):
         self.before_fit()
         with _silent(logging.WARNING):
             self.trainer.fit(self.model, datamodule=self.datamodule)
+        if self.trainer.global_step == 0:
+            raise UserError(
+                "trainer.limit_train_batches, trainer.max_steps or trainer.max_epochs: the run "
+                "makes no step, and there is nothing to check"
+            )
 
     def _build_as_it_is(self) -> None:
         """Build module and trainer once more, in the run's own precision."""
@@ -120,7 +125,7 @@ class Check(ClipkitCLI):
         page.say("gradients", page.gradient_rows(found, self.model, ranks))
         if not found.agrees:
             self.exit_code = 1
-            print("\nthe gradients differ: what is trained is not what was asked for")
+            print("\nthe gradients differ; speed and memory are not measured until they agree")
 
     def _say_rest(self, found: Stretch) -> None:
         assert found.speed is not None

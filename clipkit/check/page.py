@@ -40,13 +40,11 @@ def run_rows(
     yield "precision", f"{precision} on {name}"
 
 
-def gradient_rows(
-    found: Comparison, module: CLIPModule, ranks: int
-) -> Iterator[tuple[str, str]]:
+def gradient_rows(found: Comparison, module: CLIPModule, ranks: int) -> Iterator[tuple[str, str]]:
     """Say whether the gradients of all ranks are those of one process."""
     who = _ranks(ranks) if ranks > 1 else "the run"
     yield "verdict", f"{who} and one process {_verdict(found)}"
-    yield "largest difference", f"{found.difference:.1e} of the largest gradient of {found.worst}"
+    yield "largest difference", f"{found.difference:.2g} times the largest gradient of {found.worst}"
     still = f"; held still: {', '.join(found.held_still)}" if found.held_still else ""
     yield "compared", f"{found.parameters} parameters on {found.pairs} pairs in float64{still}"
     known = type(module.loss) in (InfoNCELoss, SigLIPLoss)
@@ -149,7 +147,7 @@ def _percent(share: float) -> str:
 def _rounded(number: int) -> int:
     """Return the number with two digits of its own: an estimate has no more."""
     digits = max(len(str(number)) - 2, 0)
-    return number // 10**digits * 10**digits
+    return int(number // 10**digits * 10**digits)
 
 
 def _bytes(number: float) -> str:

@@ -81,7 +81,8 @@ def info_nce(image: Tensor, text: Tensor, scale: Tensor, ids: Ids, loss: InfoNCE
 
     def asked(logits: Tensor) -> Tensor:
         log_probability = logits.masked_fill(~candidate, -torch.inf).log_softmax(1)
-        return -(target * log_probability.masked_fill(~candidate, 0)).sum(1).mean()
+        found: Tensor = (target * log_probability.masked_fill(~candidate, 0)).sum(1).mean()
+        return -found
 
     # All of it is symmetric but for the logits: a caption asks as a picture does.
     return (asked(logits) + asked(logits.T)) / 2
@@ -99,7 +100,8 @@ def siglip(
     else:
         asked = ~repeated
     questions = F.logsigmoid(torch.where(positive, logits, -logits))
-    return -questions.masked_fill(~asked, 0).sum() / len(logits)
+    total: Tensor = questions.masked_fill(~asked, 0).sum()
+    return -total / len(logits)
 
 
 def _repeated(ids: Ids) -> Tensor:
@@ -109,4 +111,4 @@ def _repeated(ids: Ids) -> Tensor:
 
 
 def _unit(rows: Tensor) -> Tensor:
-    return rows / rows.norm(dim=1, keepdim=True)
+    return rows / torch.linalg.vector_norm(rows, dim=1, keepdim=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import time
 from typing import NamedTuple
 
 import lightning as L
@@ -63,13 +63,12 @@ class Stretch(Throughput):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
-        steps = int(trainer.estimated_stepping_batches)
-        batches = min(steps * trainer.accumulate_grad_batches, 2**31)
-        self._total_steps = steps
+        self._total_steps = int(trainer.estimated_stepping_batches)
         # A run that is hardly longer than the warm-up is measured from its first batch.
-        self._warm_up = _WARM_UP if batches > _WARM_UP else 0
-        self._last = batches
-        self._done = 0
+        long = self._total_steps * trainer.accumulate_grad_batches > 2 * _WARM_UP
+        self._warm_up = _WARM_UP if long else 0
+        self._done, self._look_after = 0, self._warm_up + 1
+        self._began = time.perf_counter()
         self._seen: list[tuple[Tensor, Tensor, Tensor]] = []
         reset_peak()
 
@@ -83,49 +82,52 @@ class Stretch(Throughput):
     ) -> None:
         self._done += 1
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        self._batch = batch
         if len(self._seen) * len(batch["tokens"]) * trainer.world_size < _ENOUGH_PAIRS:
             self._seen.append((batch["truncated"], batch["caption_ids"], batch["image_ids"]))
         if self._done == self._warm_up:
-            self._last = min(self._last, trainer.strategy.broadcast(self._batches_until_enough()))
-        if self._done >= self._last:
-            trainer.should_stop = True
-            if trainer.is_global_zero:
-                self._try_micro_batches(trainer, pl_module, batch)
+            self._began = time.perf_counter()
+        elif self._done == self._look_after:
+            self._look_after = trainer.strategy.broadcast(self._when_to_look_again())
+            trainer.should_stop = self._look_after == self._done
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        assert isinstance(pl_module, CLIPModule)
+        if self._meter is not None:
+            lap = self._meter.read()
+            peak = lap.peak_memory
+            self.speed = Speed(
+                values=self._values(trainer, pl_module, lap),
+                batches=self._done - self._warm_up,
+                seconds=lap.seconds,
+                warmed_up=self._warm_up > 0,
+                total_steps=self._total_steps,
+                batches_per_step=trainer.accumulate_grad_batches,
+                peak_memory=peak_of_process() if peak is None else peak,
+            )
+            self._try_micro_batches(trainer, pl_module, self._batch)
         super().on_train_end(trainer, pl_module)
         ranks = of_every_rank([[column.cpu() for column in one] for one in self._seen])
         self.captions = _captions(ranks)
 
-    # --- What Throughput's meter reads -----------------------------------------------------------
+    def _when_to_look_again(self) -> int:
+        """Return the batch after which to look at the clock; this one, if it is time to end.
+
+        Clocks differ between ranks, so all ask rank zero; half of what is left is done unasked.
+        """
+        passed = time.perf_counter() - self._began
+        batches = (SECONDS - passed) * (self._done - self._warm_up) / passed
+        return self._done + max(int(batches / 2), 0)
+
+    # --- What Throughput asks --------------------------------------------------------------------
 
     def _is_due(self, trainer: L.Trainer) -> bool:
-        return self._done in (self._warm_up - 1, self._warm_up, self._last)
+        return self._done == self._warm_up
 
     def _take(self, trainer: L.Trainer, module: CLIPModule, lap: Lap) -> None:
-        self._lap = lap
-        if self._done != self._last:
-            return
-        on_device = lap.peak_memory
-        self.speed = Speed(
-            values=self._values(trainer, module, lap),
-            batches=self._done - self._warm_up,
-            seconds=lap.seconds,
-            warmed_up=self._warm_up > 0,
-            total_steps=self._total_steps,
-            batches_per_step=trainer.accumulate_grad_batches,
-            peak_memory=peak_of_process() if on_device is None else on_device,
-        )
+        """Forget the warm-up."""
 
-    def _batches_until_enough(self) -> int:
-        # Known to rank zero alone, which measures; the last of the warm-up is as good as any.
-        seconds = self._lap.seconds if self._meter is not None else math.inf
-        return self._warm_up + max(int(SECONDS / seconds), 1)
-
-    def _try_micro_batches(
-        self, trainer: L.Trainer, module: L.LightningModule, batch: PairBatch
-    ) -> None:
-        assert isinstance(module, CLIPModule)
+    def _try_micro_batches(self, trainer: L.Trainer, module: CLIPModule, batch: PairBatch) -> None:
         share = len(batch["tokens"])
         self.largest = largest_micro_batch(
             module,
