@@ -72,7 +72,9 @@ class Check(ClipkitCLI):
         launcher = self.trainer.strategy.launcher
         try:
             self._check()
-        except BaseException:
+        except BaseException as error:
+            if isinstance(error, SystemExit) and self.trainer.is_global_zero:
+                print("\nstopped; nothing was written", flush=True)
             # The second fit's launcher knows nothing of the ranks that the first one started.
             if isinstance(launcher, _SubprocessScriptLauncher):
                 launcher.kill(getattr(signal, "SIGKILL", signal.SIGTERM))
@@ -125,7 +127,7 @@ class Check(ClipkitCLI):
         page.say("gradients", page.gradient_rows(found, self.model, ranks))
         if not found.agrees:
             self.exit_code = 1
-            print("\nthe gradients differ; speed and memory are not measured until they agree")
+            print("\nnot to be trained as it is; speed and memory were not measured")
 
     def _say_rest(self, found: Stretch) -> None:
         assert found.speed is not None

@@ -1,7 +1,9 @@
-"""What every rank has, for all to see; torch's own collective, not the gather that is checked."""
+"""All ranks together, by torch's own means and not by the gather that is checked; and one alone."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 import torch.distributed as dist
@@ -16,3 +18,16 @@ def of_every_rank(value: T) -> list[T]:
     found: list[T | None] = [None] * dist.get_world_size()
     dist.all_gather_object(found, value)
     return [one for one in found if one is not None]
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Hide the other ranks: whatever asks for them finds one process, and cannot wait for any."""
+    if not dist.is_available():
+        yield
+        return
+    everyone, dist.GroupMember.WORLD = dist.GroupMember.WORLD, None
+    try:
+        yield
+    finally:
+        dist.GroupMember.WORLD = everyone

@@ -44,12 +44,18 @@ def gradient_rows(found: Comparison, module: CLIPModule, ranks: int) -> Iterator
     """Say whether the gradients of all ranks are those of one process."""
     who = _ranks(ranks) if ranks > 1 else "the run"
     yield "verdict", f"{who} and one process {_verdict(found)}"
-    yield "largest difference", f"{found.difference:.2g} times the largest gradient of {found.worst}"
+    yield (
+        "largest difference",
+        f"{found.difference:.2g} times the largest gradient of {found.worst}",
+    )
     still = f"; held still: {', '.join(found.held_still)}" if found.held_still else ""
     yield "compared", f"{found.parameters} parameters on {found.pairs} pairs in float64{still}"
     known = type(module.loss) in (InfoNCELoss, SigLIPLoss)
     loss = "the whole matrix of logits" if known else f"your {type(module.loss).__name__}"
     yield "one process has", f"all pairs at once, captions padded to the context, {loss}"
+    if found.unreached:
+        rest = f" and {len(found.unreached) - 1} more" if len(found.unreached) > 1 else ""
+        yield "without a gradient", f"{found.unreached[0]}{rest}"
     for hint in _hints(found, ranks):
         yield "likely", hint
 
@@ -94,6 +100,8 @@ def _verdict(found: Comparison) -> str:
     if found.agrees:
         close = "" if found.allowed <= 1e-8 else ", as far as the model's own rounding lets them"
         return f"agree{close}"
+    if not found.different:
+        return "agree, and yet fit would go wrong"
     return f"DIFFER: {found.different} of {found.parameters} parameters"
 
 
@@ -102,21 +110,21 @@ def _hints(found: Comparison, ranks: int) -> Iterator[str]:
         return
     if found.unreached_stops and found.unreached:
         yield (
-            f"no rank's gradient reaches {found.unreached[0]}, for which DDP waits: use it, freeze "
-            "it, or take --trainer.strategy ddp_find_unused_parameters_true"
+            f"no loss depends on {found.unreached[0]}, for whose gradient DDP waits: use it, "
+            "freeze it, or take --trainer.strategy ddp_find_unused_parameters_true"
         )
     if found.same_pairs:
         yield "several ranks are given the same pairs: a sampler that does not know its rank"
     if not found.different:
         return
     if found.factor is not None and abs(found.factor) < 1e-6:
-        yield f"no gradient arrives at {found.worst}: something detaches it"
+        yield f"something detaches {found.worst}: no gradient arrives"
     elif found.factor is not None:
         yield (
-            f"{found.worst} has {found.factor:.4g} times the gradient, and nothing else is wrong "
-            "with it: a sum where a mean belongs, or the other way round"
+            f"a sum where a mean belongs, or the other way round: {found.worst} has "
+            f"{found.factor:.4g} times the gradient, and nothing else is wrong with it"
         )
-    if ranks > 1:
+    elif ranks > 1:
         yield "a gather that carries no gradient back to the other ranks, or sums it twice"
         yield "a loss whose mean over the ranks is not the loss of the whole batch"
     else:

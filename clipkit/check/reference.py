@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from clipkit.check.everyone import alone
 from clipkit.data.pairs import PairBatch
+from clipkit.errors import UserError
 from clipkit.losses import Ids, InfoNCELoss, SigLIPLoss
 from clipkit.module import CLIPModule
 
@@ -37,9 +39,13 @@ def joined(shares: list[PairBatch], module: CLIPModule) -> PairBatch:
 
 
 def gradients(module: CLIPModule, batch: PairBatch) -> dict[str, Tensor]:
-    """Return the gradient of the batch's loss for every trained parameter, zeros where none."""
+    """Return the gradient of the batch's loss for every trained parameter, zeros where none.
+
+    Raises:
+        UserError: a loss of the user's own needs other ranks.
+    """
     trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
-    with torch.enable_grad():
+    with alone(), torch.enable_grad():
         # Not `backward`, which would tell DDP that a step is made.
         found = torch.autograd.grad(
             _loss(module, batch), list(trained.values()), allow_unused=True, materialize_grads=True
@@ -60,9 +66,15 @@ def _loss(module: CLIPModule, batch: PairBatch) -> Tensor:
         return info_nce(image, text, scale, ids, module.loss)
     if type(module.loss) is SigLIPLoss:
         return siglip(image, text, scale, bias, ids, module.loss)
-    own: Tensor = module.loss(
-        image, text, image, text, offset=0, scale=scale, bias=bias, ids=ids, all_ids=ids
-    ).loss
+    try:
+        own: Tensor = module.loss(
+            image, text, image, text, offset=0, scale=scale, bias=bias, ids=ids, all_ids=ids
+        ).loss
+    except (ValueError, RuntimeError) as error:
+        raise UserError(
+            f"model.loss: {type(module.loss).__name__} does not run in one process, to which all "
+            f"ranks would be compared ({error})"
+        ) from error
     return own
 
 
@@ -75,7 +87,7 @@ def info_nce(image: Tensor, text: Tensor, scale: Tensor, ids: Ids, loss: InfoNCE
         candidate, target = torch.ones_like(repeated), own + repeated
     else:
         candidate, target = ~repeated, own
-    even = candidate / candidate.sum(1, keepdim=True)
+    even = candidate.to(logits.dtype) / candidate.sum(1, keepdim=True)
     target = target / target.sum(1, keepdim=True)
     target = (1 - loss.label_smoothing) * target + loss.label_smoothing * even
 
@@ -107,8 +119,9 @@ def siglip(
 def _repeated(ids: Ids) -> Tensor:
     """Mark where a row (B) and a column (B) have the same caption or picture, but for its own."""
     same = (ids.caption[:, None] == ids.caption) | (ids.image[:, None] == ids.image)
-    return same & ~torch.eye(len(same), dtype=torch.bool, device=same.device)
+    itself = torch.eye(len(same), dtype=torch.bool, device=same.device)
+    return same.masked_fill(itself, False)
 
 
 def _unit(rows: Tensor) -> Tensor:
-    return rows / torch.linalg.vector_norm(rows, dim=1, keepdim=True)
+    return rows / rows.square().sum(dim=1, keepdim=True).sqrt()
