@@ -167,15 +167,15 @@ def test_two_ranks_that_are_not(folder, pictures, words, parameter, hint):
 
 def test_a_gradient_of_the_scale_that_is_too_large(check, monkeypatch):
     """In clipkit's own loss, whose reference is the paper's formula."""
-    from clipkit.losses import info_nce
+    from clipkit.losses.info_nce import _TiledInfoNCE
 
-    backward = info_nce._TiledInfoNCE.backward
+    backward = _TiledInfoNCE.backward
 
     def wrong(ctx, *upstream):
         rows, columns, scale, settings = backward(ctx, *upstream)
         return rows, columns, 4 * scale, settings
 
-    monkeypatch.setattr(info_nce._TiledInfoNCE, "backward", staticmethod(wrong))
+    monkeypatch.setattr(_TiledInfoNCE, "backward", staticmethod(wrong))
     code, (page, _) = check()
     assert code == 1
     assert value(page, "verdict").endswith("DIFFER: 1 of 40 parameters")
