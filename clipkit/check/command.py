@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import lightning as L
+import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
@@ -25,13 +26,20 @@ from clipkit.errors import UserError
 from clipkit.tracking import callbacks_of
 
 # What writes, evaluates, or holds the end of a fit back.
-_LEFT_OUT = {
+_LEFT_OUT: dict[str, Any] = {
     "logger": False,
     "profiler": None,
     "limit_val_batches": 0,
     "num_sanity_val_steps": 0,
     "min_epochs": None,
     "min_steps": None,
+}
+
+
+_FOR_GRADIENTS: dict[str, Any] = {
+    "precision": "64-true",
+    "accumulate_grad_batches": 1,
+    "accelerator": "cpu",
 }
 
 
@@ -49,8 +57,12 @@ class Check(ClipkitCLI):
         trainer = self._section()["trainer"]
         for name, value in _LEFT_OUT.items():
             trainer[name] = value
-        self._own = {name: trainer[name] for name in ("precision", "accumulate_grad_batches")}
-        trainer["precision"], trainer["accumulate_grad_batches"] = "64-true", 1
+        self._own = {name: trainer[name] for name in _FOR_GRADIENTS}
+        for name, value in _FOR_GRADIENTS.items():
+            trainer[name] = value
+        # Apple's graphics know no float64.
+        if not torch.backends.mps.is_available():
+            trainer["accelerator"] = self._own["accelerator"]
 
     def instantiate_classes(self) -> None:
         super().instantiate_classes()
@@ -78,6 +90,8 @@ class Check(ClipkitCLI):
             # The second fit's launcher knows nothing of the ranks that the first one started.
             if isinstance(launcher, _SubprocessScriptLauncher):
                 launcher.kill(getattr(signal, "SIGKILL", signal.SIGTERM))
+                for process in launcher.procs:
+                    process.wait()
             raise
 
     def _check(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import time
 from collections.abc import Callable
@@ -19,7 +20,8 @@ SECONDS = 20.0
 """How long micro-batches are tried."""
 
 _MOST = 16_384  # pairs; by then a device has long been full of work
-_GROWTH = 2**28  # bytes; below that, the allocator's own habits hide what a pair takes
+_GROWTH = 2**28  # bytes, enough to tell what a pair takes
+_LEAST_GROWTH = 2**26  # below that, the allocator's own habits hide it
 
 _PROCESS = Path("/proc/self/status")
 _MACHINE = Path("/proc/meminfo")
@@ -55,10 +57,14 @@ def peak_of_process() -> int | None:
 
 
 def reset_peak() -> bool:
-    """Begin a new peak; false where the system knows none."""
+    """Begin a new peak; false where the system knows none.
+
+    What the allocator keeps of freed memory is given back first: it would hide what comes next.
+    """
     try:
+        ctypes.CDLL(None).malloc_trim(0)
         Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
+    except (AttributeError, OSError, TypeError):  # no glibc, no Linux, Windows
         return False
     return True
 
@@ -131,7 +137,7 @@ def _by_growth(
     room = available_memory() // processes
     began = time.perf_counter()
     peaks: list[tuple[int, int]] = []  # pairs, bytes
-    pairs, took = 1, 0.0
+    pairs, took, growth = 1, 0.0, 0
     while pairs <= _MOST and time.perf_counter() - began + 2 * took < SECONDS:
         reset_peak()
         step_began = time.perf_counter()
@@ -142,8 +148,8 @@ def _by_growth(
         if growth > min(_GROWTH, room // 4):
             break
         pairs *= 2
-    if len(peaks) < 2 or growth <= 0:
-        return LargestMicroBatch()
+    if growth < min(_LEAST_GROWTH, room // 8):
+        return LargestMicroBatch(peaks[-1][0])
     per_pair = growth / (peaks[-1][0] - peaks[0][0])
     return LargestMicroBatch(int(room / per_pair), bytes_per_pair=per_pair, available=room)
 

@@ -64,11 +64,12 @@ def speed_rows(
     speed: Speed, data: PairDataModule, steps_done: int, largest: LargestMicroBatch | None
 ) -> Iterator[tuple[str, str]]:
     """Say how fast the run is, how long it takes and in what memory."""
-    stretch = f"{speed.batches} batches in {speed.seconds:.0f} s"
+    batches = f"{speed.batches} batches" if speed.batches > 1 else "1 batch"
+    stretch = f"{batches} in {speed.seconds:.0f} s"
     cold = "" if speed.warmed_up else ", the first and slowest among them"
     yield "pairs a second", f"{speed.values['pairs_per_second']:,.1f} ({stretch}{cold})"
     if (waiting := speed.values.get("data_wait")) is not None:
-        more = "; data.num_workers has more loaders" if waiting > 0.2 else ""
+        more = "; a larger data.num_workers may help" if waiting > 0.2 else ""
         yield "waiting for data", f"{_percent(waiting)} of the time{more}"
     if (used := speed.values.get("mfu")) is not None:
         yield "of the card's peak", _percent(used)

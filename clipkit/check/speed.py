@@ -22,9 +22,9 @@ from clipkit.data.pairs import PairBatch
 from clipkit.module import CLIPModule
 
 SECONDS = 40.0
-"""How long the measured stretch is; the warm-up before it takes three batches."""
+"""How long the measured stretch is."""
 
-_WARM_UP = 3  # batches
+_WARM_UP = 3  # batches before it, or a quarter of its time
 _ENOUGH_PAIRS = 4096  # to tell what batches are made of
 
 
@@ -57,6 +57,7 @@ class Captions(NamedTuple):
 class Stretch(Throughput):
     """Trains a few batches, measures some more by Throughput's meter, and ends the fit."""
 
+    _warm_up: int | None = None  # batches, once it is over
     speed: Speed | None = None
     captions: Captions | None = None
     largest: LargestMicroBatch | None = None
@@ -66,8 +67,8 @@ class Stretch(Throughput):
         self._total_steps = int(trainer.estimated_stepping_batches)
         # A run that is hardly longer than the warm-up is measured from its first batch.
         long = self._total_steps * trainer.accumulate_grad_batches > 2 * _WARM_UP
-        self._warm_up = _WARM_UP if long else 0
-        self._done, self._look_after = 0, self._warm_up + 1
+        self._warm_up = None if long else 0
+        self._done, self._look_after = 0, 1
         self._began = time.perf_counter()
         self._seen: list[tuple[Tensor, Tensor, Tensor]] = []
         reset_peak()
@@ -81,13 +82,15 @@ class Stretch(Throughput):
         batch_idx: int,
     ) -> None:
         self._done += 1
+        if self._warm_up is None and trainer.strategy.broadcast(self._is_warm()):
+            self._warm_up = self._done
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
         self._batch = batch
         if len(self._seen) * len(batch["tokens"]) * trainer.world_size < _ENOUGH_PAIRS:
             self._seen.append((batch["truncated"], batch["caption_ids"], batch["image_ids"]))
         if self._done == self._warm_up:
-            self._began = time.perf_counter()
-        elif self._done == self._look_after:
+            self._began, self._look_after = time.perf_counter(), self._done + 1
+        elif self._warm_up is not None and self._done == self._look_after:
             self._look_after = trainer.strategy.broadcast(self._when_to_look_again())
             trainer.should_stop = self._look_after == self._done
 
@@ -95,12 +98,12 @@ class Stretch(Throughput):
         assert isinstance(pl_module, CLIPModule)
         if self._meter is not None:
             lap = self._meter.read()
-            peak = lap.peak_memory
+            peak, warm_up = lap.peak_memory, self._warm_up or 0
             self.speed = Speed(
                 values=self._values(trainer, pl_module, lap),
-                batches=self._done - self._warm_up,
+                batches=self._done - warm_up,
                 seconds=lap.seconds,
-                warmed_up=self._warm_up > 0,
+                warmed_up=warm_up > 0,
                 total_steps=self._total_steps,
                 batches_per_step=trainer.accumulate_grad_batches,
                 peak_memory=peak_of_process() if peak is None else peak,
@@ -110,13 +113,16 @@ class Stretch(Throughput):
         ranks = of_every_rank([[column.cpu() for column in one] for one in self._seen])
         self.captions = _captions(ranks)
 
+    def _is_warm(self) -> bool:
+        return self._done >= _WARM_UP or time.perf_counter() - self._began > SECONDS / 4
+
     def _when_to_look_again(self) -> int:
         """Return the batch after which to look at the clock; this one, if it is time to end.
 
         Clocks differ between ranks, so all ask rank zero; half of what is left is done unasked.
         """
         passed = time.perf_counter() - self._began
-        batches = (SECONDS - passed) * (self._done - self._warm_up) / passed
+        batches = (SECONDS - passed) * (self._done - (self._warm_up or 0)) / passed
         return self._done + max(int(batches / 2), 0)
 
     # --- What Throughput asks --------------------------------------------------------------------
