@@ -20,7 +20,7 @@ SECONDS = 20.0
 """How long micro-batches are tried."""
 
 _MOST = 16_384  # pairs; by then a device has long been full of work
-_GROWTH = 2**28  # bytes, enough to tell what a pair takes
+_GROWTH = 2**27  # bytes, enough to tell what a pair takes
 _LEAST_GROWTH = 2**26  # below that, the allocator's own habits hide it
 
 _PROCESS = Path("/proc/self/status")
