@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
 
 from clipkit.data.pairs import PairBatch
 from clipkit.module import CLIPModule
@@ -88,7 +87,7 @@ def largest_micro_batch(
     fits: int,
     processes: int,
 ) -> LargestMicroBatch:
-    """Try micro-batches of doubling size, each tower forward and backward as in training.
+    """Try micro-batches of doubling size, both towers forward and backward as in training.
 
     On a CUDA device until one does not fit. On a CPU, where that would end the process, by what a
     pair adds to the peak.
@@ -161,15 +160,14 @@ def _run(
     pairs: int,
 ) -> None:
     rows = torch.arange(pairs, device=module.device) % len(batch["tokens"])
-    sides: tuple[tuple[Callable[[Tensor], Tensor], Tensor], ...] = (
-        (module.encode_image, batch["images"]),
-        (module.encode_text, batch["tokens"]),
-    )
-    for embed, inputs in sides:
-        with context():
-            embeddings = embed(inputs[rows])
-        if embeddings.requires_grad:
-            embeddings.sum().backward()  # type: ignore[no-untyped-call]
+    # Of both towers at once, as the last micro-batch of each is kept.
+    with context():
+        sides = (
+            module.encode_image(batch["images"][rows]),
+            module.encode_text(batch["tokens"][rows]),
+        )
+    trained = [one.sum() for one in sides if one.requires_grad]
+    torch.autograd.backward(trained)
 
 
 def _entry(file: Path, name: str) -> int | None:
