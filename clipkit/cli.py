@@ -19,6 +19,8 @@ usage: clipkit COMMAND [OPTIONS]
   validate   evaluate a checkpoint, which is all it needs
              clipkit validate --ckpt_path runs/quickstart/quickstart/checkpoints/last.ckpt
   test       the same on the test split and the sets kept for the end
+  check      two minutes before a long run: its gradients on all ranks, speed and memory
+             clipkit check -c base -c pairs --data.dataset ~/my_pictures --trainer.devices 2
   benchmark  score any model on a suite of data sets, with error bars
              clipkit benchmark runs/quickstart/quickstart/checkpoints/last.ckpt
              clipkit benchmark open_clip:ViT-B-32/openai --suite retrieval --output base.json
@@ -81,6 +83,18 @@ def _lightning(words: list[str], trust: list[str]) -> int:
     from clipkit.building import run
 
     return run(words, trust=trust)
+
+
+def _check(words: list[str], trust: list[str]) -> int:
+    from clipkit.check import HELP
+
+    if "--help" in words or "-h" in words:
+        print(HELP, end="")
+        return 0
+
+    from clipkit.check.command import run
+
+    return run(words[1:], trust=trust)
 
 
 def _sweep(words: list[str], trust: list[str]) -> int:
@@ -190,6 +204,7 @@ COMMANDS: dict[str, Callable[[list[str], list[str]], int]] = {
     "fit": _lightning,
     "validate": _lightning,
     "test": _lightning,
+    "check": _check,
     "benchmark": _benchmark,
     "compare": _compare,
     "sweep": _sweep,

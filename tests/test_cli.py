@@ -153,7 +153,9 @@ def test_debug_shows_the_traceback(workdir, command):
         command("fit", "-c", "nope", "--debug")
 
 
-@pytest.mark.parametrize("words", [["--help"], ["tokenizer", "--help"], ["recipes"]])
+@pytest.mark.parametrize(
+    "words", [["--help"], ["tokenizer", "--help"], ["check", "--help"], ["recipes"]]
+)
 def test_help_is_quick_and_has_an_example(words):
     done = subprocess.run(
         [sys.executable, "-X", "importtime", "-m", "clipkit.cli", *words],

@@ -30,7 +30,7 @@ LAYERS = [
     {"callbacks"},
     {"parser_errors"},
     {"building"},
-    {"sweep"},
+    {"check", "sweep"},
     {"cli"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

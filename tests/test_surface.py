@@ -37,7 +37,8 @@ def test_names(module):
 
 def test_commands():
     assert set(COMMANDS) == {
-        *("fit", "validate", "test", "benchmark", "compare", "sweep", "tokenizer", "recipes")
+        *("fit", "validate", "test", "check", "benchmark", "compare", "sweep"),
+        *("tokenizer", "recipes"),
     }
 
 

@@ -108,11 +108,17 @@ class Throughput(Callback):
             return
         assert isinstance(pl_module, CLIPModule)
         self._meter.counts.add(batch, pl_module)
+        if self._is_due(trainer):
+            lap = self._meter.read()
+            if lap.seconds > 0:
+                self._take(trainer, pl_module, lap)
+
+    def _is_due(self, trainer: L.Trainer) -> bool:
+        """Whether to read the meter after this batch; asked once a batch."""
         # While gradients are accumulated no step is made.
         stepped, self._step = trainer.global_step != self._step, trainer.global_step
         every = max(trainer.log_every_n_steps, 1)  # type: ignore[attr-defined]
-        if stepped and trainer.global_step % every == 0:
-            self._log(trainer, pl_module, self._meter.read())
+        return bool(stepped and trainer.global_step % every == 0)
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self._meter is not None:
@@ -163,9 +169,19 @@ class Throughput(Callback):
             warnings.warn(f"throughput/mfu: the towers' operations: {error}", stacklevel=2)
             return None
 
-    def _log(self, trainer: L.Trainer, module: CLIPModule, lap: _Lap) -> None:
-        if lap.seconds <= 0:
-            return
+    def _take(self, trainer: L.Trainer, module: CLIPModule, lap: Lap) -> None:
+        """Log what was measured."""
+        values = self._values(trainer, module, lap)
+        # Tensors on the CPU: reading them never waits for the device.
+        module.log_dict(
+            {f"throughput/{k}": torch.tensor(v, dtype=torch.float64) for k, v in values.items()},
+            rank_zero_only=True,
+        )
+        # What goes to the bar through `log_dict` is turned to numbers again after every step.
+        shown = {f"throughput/{name}": values[name] for name in SHOWN if name in values}
+        trainer.progress_bar_metrics.update(shown)
+
+    def _values(self, trainer: L.Trainer, module: CLIPModule, lap: Lap) -> dict[str, float]:
         counts = lap.counts
         values = {"pairs_per_second": counts.pairs * trainer.world_size / lap.seconds}
         if lap.waited is not None:
@@ -177,14 +193,7 @@ class Throughput(Callback):
             values["padding"] = 1 - counts.tokens / counts.computed_tokens
             if self._utilisation is not None:
                 values["mfu"] = self._utilisation.of(counts, module, lap.seconds)
-        # Tensors on the CPU: reading them never waits for the device.
-        module.log_dict(
-            {f"throughput/{k}": torch.tensor(v, dtype=torch.float64) for k, v in values.items()},
-            rank_zero_only=True,
-        )
-        # What goes to the bar through `log_dict` is turned to numbers again after every step.
-        shown = {f"throughput/{name}": values[name] for name in SHOWN if name in values}
-        trainer.progress_bar_metrics.update(shown)
+        return values
 
 
 class _Utilisation(NamedTuple):
@@ -244,8 +253,8 @@ def _evaluating(trainer: L.Trainer) -> float:
 # --- Measuring -----------------------------------------------------------------------------------
 
 
-class _Lap(NamedTuple):
-    """What was measured between two logging steps."""
+class Lap(NamedTuple):
+    """What was measured between two readings of the meter."""
 
     seconds: float  # of training
     waited: float | None  # seconds; None where Lightning told of no fetch
@@ -296,11 +305,11 @@ class _Meter:
         yield
         self._waiting.stop()
 
-    def read(self) -> _Lap:
+    def read(self) -> Lap:
         """Return what was measured since it was last read, when all of it is done."""
         self._synchronise()
         self._note_memory()
-        lap = _Lap(
+        lap = Lap(
             seconds=self._training.lap(),
             waited=self._waiting.lap() if self._fetched else None,
             counts=self.counts,
