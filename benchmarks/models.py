@@ -61,8 +61,17 @@ SHAPES = {
 
 def has_peer() -> bool:
     """Whether open_clip is installed."""
+    return _is_there("open_clip")
+
+
+def has_peers_training() -> bool:
+    """Whether its training loop can be run, which wants more than the package (extra `peers`)."""
+    return _is_there("open_clip_train") and _is_there("webdataset")
+
+
+def _is_there(name: str) -> bool:
     try:
-        return find_spec("open_clip") is not None
+        return find_spec(name) is not None
     except ImportError:
         return False
 

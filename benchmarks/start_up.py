@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.interleaved import parser, race, ratio, record, shown, spread, table
-from benchmarks.models import has_peer
+from benchmarks.models import has_peer, has_peers_training
 
 ROOT = Path(__file__).parents[1]
 GOALS = {"times_as_fast": 1.0}
@@ -40,8 +40,8 @@ OURS = {
     "clipkit benchmark --list": "-m clipkit.cli benchmark --list",
     "clipkit fit, first step": f"-m clipkit.cli fit -c base -c quickstart {ONE_STEP}",
 }
-THEIRS = {
-    "import open_clip": "-c 'import open_clip'",
+THEIRS = {"import open_clip": "-c 'import open_clip'"}
+THEIR_TRAINING = {
     "open_clip_train.main --help": "-m open_clip_train.main --help",
     "open_clip_train.main, first step": "-m open_clip_train.main --model ViT-S-32-alt "
     "--device cpu --precision fp32 --dataset-type synthetic --train-num-samples 8 --batch-size 8 "
@@ -89,6 +89,7 @@ def main() -> None:
     options_of.add_argument("--only", nargs="+", default=None, metavar="NAME")
     options = options_of.parse_args()
     every = OURS | (THEIRS if has_peer() else {})
+    every |= THEIR_TRAINING if has_peers_training() else {}
     unknown = set(options.only or ()) - every.keys()
     if unknown:
         options_of.error(f"--only: {', '.join(sorted(unknown))} is not among {', '.join(every)}")
