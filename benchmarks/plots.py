@@ -263,7 +263,7 @@ def decode(result: Result) -> Figure:
         fast = case["times_as_fast_as_open_clip"]
         rows = [
             Row(name.replace("_", " ").replace("open clip", "open_clip"), _measured(found),
-                colour_of(name), f"({fast[name]['median']:.2f} times as fast)" if name in fast else "")
+                colour_of(name), _times(fast.get(name)))
             for name, found in case["milliseconds_a_picture"].items()
         ]  # fmt: skip
         kilobytes = f"{case['kilobytes_a_picture']:.0f} kB"
@@ -280,7 +280,7 @@ def tokens(result: Result) -> Figure:
         fast = result[state]["times_as_fast"]
         rows = [
             Row(name, _measured(found), colour_of(name),
-                f"({fast[name]['median']:.2f} times as fast)" if name != "open_clip" else "")
+                _times(fast[name] if name != "open_clip" else None))
             for name, found in result[state]["captions_per_second"].items()
         ]  # fmt: skip
         dots(axes, rows, "captions a second, one thread", title)
