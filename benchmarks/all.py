@@ -23,6 +23,7 @@ from datetime import date
 from pathlib import Path
 from typing import NamedTuple
 
+from benchmarks import overview, scaling
 from benchmarks.interleaved import table
 from benchmarks.questions import CPU, GPU, RESULTS, Question, rows_of
 
@@ -93,6 +94,10 @@ def draw(results: Path) -> None:
         return
     for path in draw_all(results):
         print(path)
+    if results == RESULTS:
+        # The pages show the newest figures.
+        overview.write()
+        scaling.write()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -114,10 +119,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
             options_of.error(f"--only: no question {unknown[0]!r}; there are {', '.join(known)}")
     if options.rehearse and options.results == RESULTS:
         options_of.error("--rehearse: its figures mean nothing; give --results DIR, a scratch one")
-    options.results.mkdir(parents=True, exist_ok=True)
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    return ask_all(questions(options), options)
+
+
+def ask_all(asked: Sequence[Question], options: argparse.Namespace) -> int:
+    """Ask one after the other, whatever becomes of them; print the table, return the exit code."""
+    options.results.mkdir(parents=True, exist_ok=True)
     began = time.perf_counter()
-    answers = [ask(question, options) for question in questions(options)]
+    answers = [ask(question, options) for question in asked]
     draw(options.results)
     print()
     table(summary(answers))

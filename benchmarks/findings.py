@@ -107,7 +107,7 @@ def of_text_lengths(result: Result) -> Iterator[Finding]:
 def of_loss(result: Result) -> Iterator[Finding]:
     """Memory and time at the size that the goal speaks of, or the largest there is."""
     goals = result["must_show"]
-    for kind, cases in _cases(result["losses"]).items():
+    for kind, cases in cases_of(result["losses"]).items():
         compared = [case for case in cases if case["times_as_fast"]]
         at_goal = [case for case in compared if case["pairs"] == goals.get("pairs", 16_384)]
         for case in at_goal or compared[-1:]:
@@ -120,7 +120,8 @@ def of_loss(result: Result) -> Iterator[Finding]:
                           " times")  # fmt: skip
 
 
-def _cases(losses: Mapping[str, Any]) -> dict[str, list[Any]]:
+def cases_of(losses: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """Return the sizes that a result of the losses holds, by loss."""
     # Files of the first days have one size, and no list.
     return {
         kind: found if isinstance(found, list) else [{"pairs": 16_384, **found}]

@@ -23,7 +23,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator
 
-from benchmarks.findings import Measured, spread_of
+from benchmarks.findings import Measured, cases_of, spread_of
 from benchmarks.questions import CPU, GPU, OTHERS, RESULTS, Question, latest
 
 OURS, OURS_TOO, THEIRS, INK = "#1f5fbf", "#6fa3e8", "#8a8f98", "#2b2f36"
@@ -124,12 +124,11 @@ def step(result: Result) -> Figure:
 
 def loss(result: Result) -> Figure:
     """Seconds and memory over the batch, both logarithmic."""
-    kinds = [kind for kind, cases in result["losses"].items() if isinstance(cases, list)]
+    losses = cases_of(result["losses"])
     figure, axes = plt.subplots(
-        len(kinds), 2, figsize=(8.4, 3.1 * len(kinds)), squeeze=False, sharex=True
+        len(losses), 2, figsize=(8.4, 3.1 * len(losses)), squeeze=False, sharex=True
     )
-    for row, kind in zip(axes, kinds, strict=True):
-        cases = result["losses"][kind]
+    for row, (kind, cases) in zip(axes, losses.items(), strict=True):
         for name in ("open_clip", "clipkit, ids", "clipkit"):
             known = [case for case in cases if name in case["seconds"]]
             pairs = [case["pairs"] for case in known]

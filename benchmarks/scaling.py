@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import re
-import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -422,20 +421,22 @@ def filled(page: str, made: dict[str, str]) -> str:
     return re.sub(r"<!-- (\w+) -->\n.*?<!-- /\1 -->", table, page, flags=re.DOTALL)
 
 
-def main() -> int:
+def write() -> None:
+    """Bring the page up to date."""
+    PAGE.write_text(filled(PAGE.read_text(encoding="utf-8"), tables()), encoding="utf-8")
+
+
+def main() -> None:
     """Print the tables, or write them into the page."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--write", action="store_true", help="into scaling.md")
-    options = parser.parse_args()
-    made = tables()
-    if options.write:
-        PAGE.write_text(filled(PAGE.read_text(encoding="utf-8"), made), encoding="utf-8")
+    if parser.parse_args().write:
+        write()
         print(PAGE)
-        return 0
-    for name, text in made.items():
+        return
+    for name, text in tables().items():
         print(f"{name}\n{text}\n")
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

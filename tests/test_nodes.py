@@ -25,7 +25,8 @@ def node(rank, port, workdir, words):
             *("-m", "clipkit.cli", "fit", *words),
         ],
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=workdir,
-        env=ENVIRONMENT | {"TORCHELASTIC_ERROR_FILE": os.devnull},
+        # A database that is not there yet, as in an empty folder: one rank alone may make it.
+        env={**os.environ, **ENVIRONMENT, "MLFLOW_TRACKING_URI": f"sqlite:///{workdir}/new.db"},
     )  # fmt: skip
 
 
