@@ -194,7 +194,8 @@ def table(rows: Iterable[Sequence[object]]) -> None:
     cells = [[cell if isinstance(cell, str) else f"{cell:.4g}" for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     for row in cells:
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)))
+        line = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        print(line.rstrip())
 
 
 def shown(found: Mapping[str, Any]) -> str:

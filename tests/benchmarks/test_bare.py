@@ -10,7 +10,7 @@ ROOT = Path(__file__).parents[2]
 CODE = """
 import sys
 BLOCKED = {"open_clip", "open_clip_train", "datasets", "mlflow", "jsonargparse", "transformers",
-           "matplotlib", "ftfy", "pyarrow", "sklearn", "pytest", "scipy", "pandas"}
+           "matplotlib", "ftfy", "pyarrow", "sklearn", "pytest", "scipy"}
 class Refuse:
     def find_spec(self, name, path=None, target=None):
         if name.split(".")[0] in BLOCKED:

@@ -78,7 +78,7 @@ RESULTS = {
     "ranks": {
         "settings": {"model": "ViT-S-32", "batch": 16, "ranks": 2},
         "pairs_per_second": {
-            f"{name}, {ranks}": rate for name, rate in RATES.items() for ranks in ("1 rank", "2 ranks")
+            f"{n}, {ranks}": rate for n, rate in RATES.items() for ranks in ("1 rank", "2 ranks")
         },
         "scaling": {name: spread(1.7) for name in RATES},
     },
