@@ -25,33 +25,34 @@ def batches_of(number: int, size: int, side: int, device: str | torch.device) ->
 
 
 def lengths_like_coco(size: int, seed: int) -> list[int]:
-    """Return how many tokens the captions of a batch have, the longest first.
+    """Return how many tokens each caption of a batch has.
 
     Spread over COCO's as evenly as their number allows, so that batches differ by rounding alone.
     """
     every = [length for length, count in LENGTHS.items() for _ in range(count)]
     rng = random.Random(seed)
     whole, rest = divmod(size, len(every))
-    return sorted([*every * whole, *rng.sample(every, rest)], reverse=True)
+    lengths = [*every * whole, *rng.sample(every, rest)]
+    rng.shuffle(lengths)
+    return lengths
 
 
 def _batch(seed: int, size: int, side: int, device: str | torch.device) -> PairBatch:
     lengths = lengths_like_coco(size, seed)
     generator = torch.Generator(device).manual_seed(seed)
-    # Where the longest stands is drawn: sorting is a part of the step.
-    by_length = torch.randperm(size, generator=generator, device=device)
+    on_device = torch.tensor(lengths, device=device)
     ids = torch.randint(-(2**62), 2**62, (2, size), generator=generator, device=device)
     return PairBatch(
         images=torch.randint(
             0, 256, (size, 3, side, side), dtype=torch.uint8, generator=generator, device=device
         ),
-        tokens=words(torch.tensor(lengths, device=device), generator)[by_length.argsort()],
+        tokens=words(on_device, generator),
         caption_ids=ids[0],
         image_ids=ids[1],
         rows=torch.arange(size, device=device),
         truncated=torch.zeros(size, dtype=torch.bool, device=device),
-        by_length=by_length,
         lengths=lengths,
+        by_length=on_device.argsort(descending=True, stable=True),
     )
 
 
@@ -81,5 +82,5 @@ def about(batches: list[PairBatch]) -> dict[str, Any]:
         "number": len(batches),
         "mean_tokens": round(sum(lengths) / len(lengths), 2),
         "longest": max(lengths),
-        "longest_of_each": [batch["lengths"][0] for batch in batches],
+        "longest_of_each": [max(batch["lengths"]) for batch in batches],
     }

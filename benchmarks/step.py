@@ -6,8 +6,9 @@ python -m benchmarks.step --device cuda --model ViT-L-14
 A plain loop: forward, loss, backward and a fused AdamW for both, no trainer. open_clip's CLIP and
 ClipLoss get 77 tokens a caption, as its tokenizer gives them, and pictures already normalised;
 CLIPModule gets bytes, which it normalises within the step, and ids to tell duplicates by. `clipkit`
-groups captions by length, as in training; `clipkit, padded` gets the same 77 tokens as open_clip,
-so that what is left is not the trimming. Captions are as long as COCO's, pictures are noise.
+leaves the padding of captions out, as in training; `clipkit, padded` gets the same 77 tokens as
+open_clip, so that what is left is not the trimming. Captions are as long as COCO's, pictures are
+noise.
 
 On a GPU both run in bf16 (Lightning's bf16-mixed, open_clip's amp_bf16), and each with and without
 `torch.compile`; ours is compared with the faster of open_clip's. `utilisation` (MFU) is the

@@ -55,7 +55,7 @@ RESULTS = {
     "text-lengths": {
         "cases": [
             {"tower": "tiny", "mix": "coco", "batch": 64, "cuts": {
-                "grouped, 64": {"times_as_fast_as_padded_to_77": spread(4.0)},
+                "without padding": {"times_as_fast_as_padded_to_77": spread(4.0)},
                 "padded to the longest": {"times_as_fast_as_padded_to_77": spread(2.0)},
             }},
         ]
