@@ -12,6 +12,7 @@ from functools import partial
 from importlib.util import find_spec
 from typing import Any, NamedTuple
 
+import lightning as L
 import torch
 from torch import nn
 
@@ -82,7 +83,7 @@ def module_of(name: str, *, micro_batch: int | None = None, compiled: bool = Fal
     # Left out where it is not wanted: on a CPU nothing is compiled.
     switches: dict[str, Any] = {"compile": True} if compiled else {}
     torch.manual_seed(0)
-    return CLIPModule(
+    module = CLIPModule(
         image_encoder=TimmImageEncoder(shape.timm, image_size=shape.image_size),
         text_encoder=partial(
             TextTransformer, width=shape.width, depth=shape.depth, heads=shape.heads
@@ -98,6 +99,14 @@ def module_of(name: str, *, micro_batch: int | None = None, compiled: bool = Fal
         micro_batch=micro_batch,
         **switches,
     ).train()
+    if compiled:
+        # What `fit` does before the first step; the loops here have no trainer.
+        module.trainer = L.Trainer(
+            accelerator="cpu", logger=False, enable_checkpointing=False,
+            enable_progress_bar=False, enable_model_summary=False,
+        )  # fmt: skip
+        module.on_fit_start()
+    return module
 
 
 def peer_of(name: str, device: str) -> Any:

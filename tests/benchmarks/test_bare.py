@@ -10,12 +10,20 @@ ROOT = Path(__file__).parents[2]
 CODE = """
 import sys
 BLOCKED = {"open_clip", "open_clip_train", "datasets", "mlflow", "jsonargparse", "transformers",
-           "matplotlib", "ftfy", "pyarrow", "sklearn", "pytest", "scipy"}
+           "matplotlib", "ftfy", "pyarrow", "pytest"}
 class Refuse:
     def find_spec(self, name, path=None, target=None):
         if name.split(".")[0] in BLOCKED:
             raise ImportError(f"{name} is blocked")
 sys.meta_path.insert(0, Refuse())
+# Libraries ask what is installed before they import it.
+from importlib import metadata
+found = metadata.Distribution.from_name
+def from_name(name):
+    if name.replace("-", "_") in BLOCKED | {"open_clip_torch"}:
+        raise metadata.PackageNotFoundError(name)
+    return found(name)
+metadata.Distribution.from_name = from_name
 import benchmarks.all, benchmarks.loss, benchmarks.micro_batches, benchmarks.ranks
 from benchmarks import largest_batch, step
 tiny = ["--model", "tiny", "--threads", "1", "--precision", "bf16"]
