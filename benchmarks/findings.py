@@ -41,7 +41,8 @@ class Finding(NamedTuple):
         if self.measured is None:
             return "not measured"
         value, low, high = map(_number, self.measured)
-        return f"{value}{self.unit}" + (f" ({low}-{high})" if low != high else "")
+        interval = f" ({low} to {high})" if "-" in low + high else f" ({low}-{high})"
+        return f"{value}{self.unit}" + (interval if low != high else "")
 
     @property
     def verdict(self) -> str:
@@ -188,6 +189,15 @@ def of_ranks(result: Result) -> Iterator[Finding]:
         yield Finding(f"{name}: speed over open_clip's on {ranks}", spread_of(fast), goal, " times")
 
 
+def of_end_to_end(result: Result) -> Iterator[Finding]:
+    """From files to steps, and how much of that is waiting for data."""
+    for side, fast in result["times_as_fast"].items():
+        yield Finding(f"{side}: speed over open_clip's training", spread_of(fast),
+                      result["must_show"]["at_least"], " times")  # fmt: skip
+    for side, waited in result["share_waiting_for_data"].items():
+        yield Finding(f"{side}: share of the time waiting for data", spread_of(waited))
+
+
 def of_start_up(result: Result) -> Iterator[Finding]:
     """Seconds of each command, and against open_clip's where it has one like it."""
     for name, fast in result["times_as_fast"].items():
@@ -197,6 +207,15 @@ def of_start_up(result: Result) -> Iterator[Finding]:
     for name, seconds in result["seconds"].items():
         if name.startswith(("clipkit", "import clipkit")):
             yield Finding(name, spread_of(seconds), unit=" s")
+
+
+def of_trains_as_well(result: Result) -> Iterator[Finding]:
+    """Points of R@10 that ours is ahead, by the wider of both intervals."""
+    found = result["difference"]
+    ends = [end for kind in ("welch", "paired") for end in found[kind] or [found["value"]]]
+    ahead = Measured(found["value"], min(ends), max(ends))
+    yield Finding("mean R@10, ours minus theirs", ahead, result["must_show"]["difference_low"],
+                  " points")  # fmt: skip
 
 
 def of_whatever(result: Result) -> Iterator[Finding]:

@@ -36,7 +36,7 @@ def lines(questions: Sequence[Question]) -> Iterator[Sequence[str]]:
 def pictures() -> str:
     """Return the pictures there are, each with its question."""
     shown = []
-    for question in (*CPU, *GPU):
+    for question in (*CPU, *OTHERS, *GPU):
         path = latest(question)
         picture = None if path is None else path.with_suffix(".svg")
         if picture is not None and picture.is_file():

@@ -24,7 +24,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator
 
 from benchmarks.findings import Measured, cases_of, spread_of
-from benchmarks.questions import CPU, GPU, OTHERS, RESULTS, Question, latest
+from benchmarks.questions import CPU, GPU, OTHERS, RESULTS, latest
 
 OURS, OURS_TOO, THEIRS, INK = "#1f5fbf", "#6fa3e8", "#8a8f98", "#2b2f36"
 STYLE = {
@@ -317,6 +317,25 @@ def ranks(result: Result) -> Figure:
     return figure
 
 
+def end_to_end(result: Result) -> Figure:
+    """Pairs a second, and the share of the time spent waiting for data."""
+    figure, (rate, waiting) = _panels(2, len(result["pairs_per_second"]) + 0.4, width=9.5)
+    fast = result["times_as_fast"]
+    rows = [
+        Row(side, _measured(found), colour_of(side), _times(fast.get(side)))
+        for side, found in result["pairs_per_second"].items()
+    ]
+    dots(rate, rows, "pairs a second", f"From files to steps, {result['settings']['model']}")
+    parts = [
+        Row(side, _measured(found), colour_of(side))
+        for side, found in result["share_waiting_for_data"].items()
+    ]
+    dots(waiting, parts, "share of the time", "Waiting for data")
+    waiting.set_xlim(0, 1)
+    waiting.set_yticks([])
+    return figure
+
+
 def classifier(result: Result) -> Figure:
     """Seconds of both builders."""
     fast = result["times_as_fast"]
@@ -360,20 +379,19 @@ def _measured(found: Mapping[str, Any]) -> Measured:
     return measured
 
 
-TRAINS_AS_WELL = Question("trains-as-well", "the same recipe through both loops",
-                          "trains_as_well", "", lambda result: iter(()))  # fmt: skip
 DRAWN: dict[str, Callable[[Result], Figure]] = {
     "step": step, "step-vit-b-32-gpu": step, "step-vit-b-16-gpu": step, "step-vit-l-14-gpu": step,
     "loss": loss, "loss-gpu": loss, "micro-batches": micro_batches,
     "micro-batches-gpu": micro_batches, "largest-batch-gpu": largest_batch,
     "text-lengths": text_lengths, "decode": decode, "tokens": tokens, "classifier": classifier,
-    "ranks": ranks, "start-up": start_up, "trains-as-well": trains_as_well,
+    "ranks": ranks, "end-to-end": end_to_end, "start-up": start_up,
+    "trains-as-well": trains_as_well,
 }  # fmt: skip
 
 
 def draw_all(results: Path, suffix: str = "svg") -> Iterator[Path]:
     """Draw the newest result of each question, and yield the files."""
-    for question in (*CPU, *GPU, *OTHERS, TRAINS_AS_WELL):
+    for question in (*CPU, *GPU, *OTHERS):
         path, function = latest(question, results), DRAWN.get(question.name)
         if path is not None and function is not None:
             yield draw(function, path, suffix)

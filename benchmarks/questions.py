@@ -73,6 +73,11 @@ CPU = (
         "ranks --rounds 6", "--model tiny --batch 2 --rounds 1", findings.of_ranks,
     ),
     Question(
+        "end-to-end", "from JPEG files on disk to steps, against open_clip's training",
+        "end_to_end --rounds 3", "--model tiny --steps 2 --rounds 1 --workers 0",
+        findings.of_end_to_end,
+    ),
+    Question(
         "start-up", "how long commands take to start",
         "start_up --rounds 3", "--rounds 1 --only 'import clipkit' 'import open_clip'",
         findings.of_start_up,
@@ -123,6 +128,10 @@ OTHERS = (
     Question(
         "tasks-together", "zero-shot and retrieval at once, against clip-benchmark",
         "tasks_together", "", findings.of_whatever,
+    ),
+    Question(
+        "trains-as-well", "the same recipe through open_clip's loop and ours, five seeds a side",
+        "trains_as_well --seeds 5 --minutes 4", "", findings.of_trains_as_well,
     ),
 )  # fmt: skip
 """Too long to stand among those that are asked together."""

@@ -59,7 +59,7 @@ class MLflowLogger(MLFlowLogger):
         self.interrupted = False
         # Lightning opens the store at once, on every rank. Ranks that begin together would all make
         # the tables of a new database, and fail; the client of a server opens nothing.
-        first = rank_zero_only.rank == 0
+        first = rank_zero_only.rank == 0  # type: ignore[attr-defined]
         super().__init__(
             experiment_name=experiment_name or "",
             run_name=run_name,

@@ -82,6 +82,10 @@ RESULTS = {
         },
         "scaling": {name: spread(1.7) for name in RATES},
     },
+    "end-to-end": {
+        "settings": {"model": "ViT-S-32"}, "pairs_per_second": RATES, "times_as_fast": FAST,
+        "share_waiting_for_data": {name: spread(0.2) for name in RATES},
+    },
     "start-up": {"seconds": {"clipkit --help": spread(0.1), "import open_clip": spread(4.0)}},
     "trains-as-well": {
         "runs": [curve_of(side, seed) for side in ("open_clip", "clipkit") for seed in (0, 1)],
