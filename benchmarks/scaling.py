@@ -59,6 +59,10 @@ MODELS = {
 }
 
 
+NAMES = {name.replace("/", "-"): name for name in MODELS}
+"""As the benchmarks call them."""
+
+
 class Card(NamedTuple):
     """A device and what joins it to others; operations and bytes a second."""
 
@@ -164,8 +168,7 @@ class Fit(NamedTuple):
     """What measurements on the processor say, where there are any."""
 
     towers: float | None = None  # operations a second
-    products: float | None = None  # of the loss, operations a second
-    passes: float | None = None  # elements of logits a second, all passes together
+    products: float | None = None  # of the loss, operations a second, its passes counted in
     network: float | None = None  # bytes a second between two processes
     checks: tuple[Check, ...] = ()
     files: tuple[str, ...] = ()
@@ -184,25 +187,25 @@ def fit(folder: Path = RESULTS) -> Fit:
     """Fit what can be fitted to the files that are there."""
     files, checks = [], list[Check]()
     step, loss, ranks = (measured(name, folder) for name in ("step", "loss", "ranks"))
-    towers = products = passes = network = None
-    if step is not None and "steps" in step["settings"]:
+    towers = products = network = None
+    if step is not None and step["settings"]["model"] in NAMES:
         files.append(step["file"])
         towers, found = _fit_towers(step)
         checks += found
     if loss is not None and isinstance(next(iter(loss["losses"].values())), list):
         files.append(loss["file"])
-        products, passes, found = _fit_loss(loss)
+        products, found = _fit_loss(loss)
         checks += found
     if ranks is not None and ranks["settings"]["ranks"] == 2:
         files.append(ranks["file"])
         network, found = _fit_network(ranks)
         checks += found
-    return Fit(towers, products, passes, network, tuple(checks), tuple(files))
+    return Fit(towers, products, network, tuple(checks), tuple(files))
 
 
 def _fit_towers(step: dict[str, Any]) -> tuple[float, list[Check]]:
     """Operations a second by the padded step; the trimmed one is then foretold."""
-    model = MODELS[step["settings"]["model"].replace("B-", "B/").replace("L-", "L/")]
+    model = MODELS[NAMES[step["settings"]["model"]]]
     rates = {name: found["median"] for name, found in step["pairs_per_second"].items()}
     speed = rates["clipkit, padded"] * model.operations(FULL)
     foretold = speed / model.operations()
@@ -212,22 +215,18 @@ def _fit_towers(step: dict[str, Any]) -> tuple[float, list[Check]]:
     ]
 
 
-def _fit_loss(loss: dict[str, Any]) -> tuple[float, float | None, list[Check]]:
-    """Least squares of the seconds over products and passes, relative errors alike."""
+def _fit_loss(loss: dict[str, Any]) -> tuple[float, list[Check]]:
+    """Operations a second by the mean cost of an element; each size is then foretold."""
     cases = loss["losses"].get("info_nce") or next(iter(loss["losses"].values()))
     seconds = np.array([case["seconds"]["clipkit"]["median"] for case in cases])
     elements = np.array([float(case["pairs"]) ** 2 for case in cases])
     # Products and passes both grow with the elements: what they cost together is all there is.
-    cost = float(np.mean(seconds / elements))
-    products = 8 * loss["settings"]["width"] / cost
-    return (
-        products,
-        None,
-        [
-            Check(f"InfoNCE, {case['pairs']:,} pairs", float(s), cost * float(e), "s")
-            for case, s, e in zip(cases, seconds, elements, strict=True)
-        ],
-    )
+    cost = float(np.exp(np.mean(np.log(seconds / elements))))
+    checks = [
+        Check(f"InfoNCE, {case['pairs']:,} pairs", float(taken), cost * float(element), "s")
+        for case, taken, element in zip(cases, seconds, elements, strict=True)
+    ]
+    return 8 * loss["settings"]["width"] / cost, checks
 
 
 def _fit_network(ranks: dict[str, Any]) -> tuple[float | None, list[Check]]:
@@ -260,12 +259,15 @@ PAIRS = (10e6, 100e6, 1e9, 10e9)
 def inputs_table(found: Fit) -> Iterator[Sequence[str]]:
     """Every input, with its mark."""
     yield "input", "value", "mark", "source"
+    sources = {"step": "", "loss": "", "ranks": ""}
+    sources |= {file[11:].removesuffix(".json"): file for file in found.files}
     for name, value, unit, what in (
-        ("towers on the CPU", found.towers, "operations/s", "step, 77 tokens"),
+        ("towers on the CPU", found.towers, "operations/s", "step"),
         ("loss on the CPU, products and passes", found.products, "operations/s", "loss"),
-        ("between two processes on the CPU", found.network, "bytes/s", "ranks, 77 tokens"),
+        ("between two processes on the CPU", found.network, "bytes/s", "ranks"),
     ):
-        yield name, _missing(value, unit), "fitted" if value else "not measured yet", what
+        mark = "fitted" if value else "not measured yet"
+        yield name, _missing(value, unit), mark, sources[what]
     decode = measured("decode", RESULTS)
     if decode is not None:
         yield "a photo of 640 x 480 to 224 pixels", f"{_decode_ms(decode):.2f} ms of a core", \

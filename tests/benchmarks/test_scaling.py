@@ -44,8 +44,26 @@ def test_measurements_of_the_model_itself_are_found_again(tmp_path):
         "clipkit": {"median": speed / B32.operations()},
     }
     step = {"settings": {"model": "ViT-B-32", "steps": 1}, "pairs_per_second": rates}
-    (tmp_path / "2026-01-01-step.json").write_text(json.dumps(step))
+    sizes = [
+        {"pairs": pairs, "seconds": {"clipkit": {"median": 8 * 512 * pairs**2 / 2e10}}}
+        for pairs in (1024, 4096)
+    ]
+    loss = {"settings": {"width": 512}, "losses": {"info_nce": sizes}}
+    # Two ranks of 16 pairs lose a second to 1e9 bytes.
+    of_ranks = {
+        f"{name}, {ranks}": {"median": value}
+        for name, alone in (("clipkit", 2.0), ("clipkit, padded", 4.0))
+        for ranks, value in (("1 rank", 16 / alone), ("2 ranks", 32 / (alone + 1)))
+    }
+    ranks = {"settings": {"ranks": 2, "batch": 16}, "parameters": 0.25e9}
+    for name, result in (
+        ("step", step), ("loss", loss), ("ranks", ranks | {"pairs_per_second": of_ranks}),
+    ):  # fmt: skip
+        (tmp_path / f"2026-01-01-{name}.json").write_text(json.dumps(result))
     found = fit(tmp_path)
     assert found.towers == pytest.approx(speed)
+    assert found.products == pytest.approx(2e10)
+    assert found.network == pytest.approx(1e9)
+    assert len(found.checks) == 6
     for check in found.checks:
         assert check.model is None or check.model == pytest.approx(check.measured)
