@@ -6,7 +6,7 @@ from torch import Tensor
 
 from clipkit.encoders import ImageEncoder
 
-IMAGE_SIZE, PATCH, WIDTH, DEPTH, HEADS = 64, 8, 128, 4, 2
+IMAGE_SIZE, PATCH, WIDTH, DEPTH, HEADS = 64, 8, 96, 3, 2
 
 VISION = {
     "image_size": IMAGE_SIZE,
@@ -31,8 +31,7 @@ class SmallViT(ImageEncoder):
         )  # fmt: skip
 
     def no_weight_decay(self) -> set[str]:
-        # open_clip spares vectors alone.
-        return set()
+        return {"trunk.cls_token"}  # a vector in open_clip, whose vectors are spared
 
     def forward(self, images: Tensor) -> Tensor:
         features: Tensor = self.trunk(self.normalise(images))

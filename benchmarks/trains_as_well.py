@@ -8,15 +8,14 @@ points. A run's score is kept in the work folder, as is what it printed; started
 there is not run again.
 
 The same on both sides: architecture (a ViT of 64 patches, CLIP's text transformer, one matrix
-each), CLIP's vocabulary and 77 tokens, one caption a picture, JPEG files of 160 x 160 pixels, a
-random crop of 0.9 to 1 of the area to 64 x 64, batch, epochs, AdamW and its settings, a warm-up of
-50 steps and half a cosine to zero, gradients clipped at norm 1, float32, no share of a last batch.
-Ours with its switches on: captions by length, the loss by tiles, JPEGs decoded at half their size
-where the crop allows it; an equal caption in a batch is a negative, as theirs is.
+each), CLIP's vocabulary and a context of 32, one caption a picture, JPEG files of 160 x 160 pixels,
+a random crop of 0.9 to 1 of the area to 64 x 64, batch, epochs, AdamW and its settings, a warm-up
+of 50 steps and half a cosine to zero, gradients clipped at norm 1, float32, no share of a last
+batch. Ours with its switches on: captions without padding, the loss by tiles, JPEGs decoded at half
+their size where the crop allows it; an equal caption in a batch is a negative, as theirs is.
 
 Not the same: how weights are drawn at first; the random numbers (so that equal seeds pair nothing,
-and both intervals are stated); theirs decays the position tables and ours does not, but for the
-picture's.
+and both intervals are stated); theirs decays the text tower's position table, ours does not.
 """
 
 from __future__ import annotations
@@ -49,7 +48,7 @@ EPOCHS_A_MINUTE = 5  # of two cores
 POINTS = 5  # of a curve
 BATCH, RATE, DECAY, WARM_UP = 128, 1e-3, 0.2, 50
 EMBED_DIM = 128
-TEXT = {"width": 128, "heads": 2, "layers": 2}
+TEXT = {"context_length": 32, "width": 128, "heads": 2, "layers": 2}
 SIZE, QUALITY = 160, 90
 SUITE = """\
 tasks:
@@ -103,7 +102,7 @@ def on_white(image: Any) -> bytes:
 
 def write_recipes(work: Path) -> None:
     """Write the model as open_clip reads it, ours as YAML, and what both are scored on."""
-    text = {"context_length": 77, "vocab_size": 49_408, **TEXT}
+    text = {"vocab_size": 49_408, **TEXT}
     model = {"embed_dim": EMBED_DIM, "vision_cfg": VISION, "text_cfg": text}
     (work / "small.json").write_text(json.dumps(model), encoding="utf-8")
     (work / "words.json").write_text(definition(), encoding="utf-8")
@@ -114,7 +113,7 @@ def write_recipes(work: Path) -> None:
 OURS = f"""\
 model:
   embed_dim: {EMBED_DIM}
-  tokenizer: {{path: words.json}}
+  tokenizer: {{path: words.json, context_length: {TEXT["context_length"]}}}
   image_encoder: benchmarks.small_vit.SmallViT
   text_encoder:
     class_path: TextTransformer
