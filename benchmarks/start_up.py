@@ -5,8 +5,8 @@ python -m benchmarks.start_up [--rounds 5]
 Each command is a process of its own, in turn, from an empty folder; the first round, which brings
 the files into the page cache, is not kept. `first step` is a whole process that draws or invents
 its pictures, builds a small model, makes one step on eight pairs, writes a checkpoint and ends:
-`clipkit fit` of the quickstart with MLflow as it is by default, and open_clip's training of
-synthetic pictures with its smallest ViT, which logs to a text file.
+`clipkit fit` of the quickstart's model with MLflow as it is by default, its database made anew,
+and open_clip's training of synthetic pictures with its smallest ViT, which logs to a text file.
 """
 
 from __future__ import annotations
@@ -27,10 +27,7 @@ from benchmarks.models import has_peer, has_peers_training
 ROOT = Path(__file__).parents[1]
 GOALS = {"times_as_fast": 1.0}
 
-ONE_STEP = (
-    "--trainer.max_steps 1 --trainer.max_epochs -1 --data.length 8 --data.batch_size 8 "
-    "--data.num_workers 0 --trainer.limit_val_batches 0 --trainer.accelerator cpu"
-)
+FIRST_STEP = Path(__file__).parent / "first_step.yaml"
 OURS = {
     "import clipkit": "-c 'import clipkit'",
     "clipkit --help": "-m clipkit.cli --help",
@@ -38,7 +35,7 @@ OURS = {
     "clipkit fit --print_config": "-m clipkit.cli fit -c base -c quickstart --print_config",
     "clipkit compare --help": "-m clipkit.cli compare --help",
     "clipkit benchmark --list": "-m clipkit.cli benchmark --list",
-    "clipkit fit, first step": f"-m clipkit.cli fit -c base -c quickstart {ONE_STEP}",
+    "clipkit fit, first step": f"-m clipkit.cli fit -c base -c {FIRST_STEP}",
 }
 THEIRS = {"import open_clip": "-c 'import open_clip'"}
 THEIR_TRAINING = {
@@ -103,7 +100,7 @@ def main() -> None:
         if {own, peer} <= seconds.keys()
     }
     result = {
-        "commands": {name: f"python {words}" for name, words in chosen.items()},
+        "commands": {n: f"python {w.replace(f'{ROOT}/', '')}" for n, w in chosen.items()},
         "seconds": {name: spread(values) for name, values in seconds.items()},
         "compared_with": {own: COMPARED[own] for own in fast},
         "times_as_fast": fast,
