@@ -21,7 +21,7 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
 
 from benchmarks.findings import Measured, cases_of, spread_of
 from benchmarks.questions import CPU, GPU, OTHERS, RESULTS, latest
@@ -366,6 +366,7 @@ def trains_as_well(result: Result) -> Figure:
         said += f" ({found['welch'][0]:+.1f} to {found['welch'][1]:+.1f})"
     axes.set_title(f"Emoji of a vendor never seen; {said}")
     axes.set_xlabel("epoch")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_ylabel("mean R@10, per cent")
     axes.set_ylim(0)
     axes.grid(visible=True, axis="y", color="#eceef1")
