@@ -46,9 +46,13 @@ def tests(session: nox.Session) -> None:
 
 @nox.session
 def slow(session: nox.Session) -> None:
-    """Run the harnesses that take minutes: whole recipes on real data."""
+    """Run the harnesses that take minutes: whole recipes on real data, trains as well."""
     install(session, "-e", ".[test,huggingface,peers]")
     run(session, "pytest", "-m", "slow", *session.posargs)
+    if not session.posargs:
+        # Forty minutes; what was run before is kept in the folder trains-as-well.
+        words = ("-m", "benchmarks.trains_as_well", "--minutes", "4", "--seeds", "5")
+        session.run(sys.executable, *words, external=True)
 
 
 @nox.session
@@ -68,6 +72,13 @@ def types(session: nox.Session) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
+    """Ask every question of speed; writes benchmarks/results/ and ends with one table."""
+    install(session, "-e", ".[peers]")
+    session.run(sys.executable, "-m", "benchmarks.all", *session.posargs, external=True)
+
+
+@nox.session
+def recipes(session: nox.Session) -> None:
     """Run the recipes and write their figures to benchmarks/results/."""
     install(session, "-e", ".[peers]")
     session.run(sys.executable, "-m", "benchmarks.recipes", *session.posargs, external=True)

@@ -168,11 +168,7 @@ def record(name: str, options: argparse.Namespace, result: Mapping[str, Any]) ->
     settings = {key: value for key, value in vars(options).items() if key != "output"}
     whole = {
         "schema": 1,
-        "machine": {
-            **describe(),
-            "threads": torch.get_num_threads(),
-            "version.open_clip_torch": metadata.version("open_clip_torch"),
-        },
+        "machine": {**describe(), "threads": torch.get_num_threads(), **_peer()},
         "settings": {key: _plain(value) for key, value in settings.items()},
         **result,
     }
@@ -180,6 +176,13 @@ def record(name: str, options: argparse.Namespace, result: Mapping[str, Any]) ->
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(whole, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     return path
+
+
+def _peer() -> dict[str, str]:
+    try:
+        return {"version.open_clip_torch": metadata.version("open_clip_torch")}
+    except metadata.PackageNotFoundError:
+        return {}
 
 
 def _plain(value: Any) -> Any:
@@ -191,7 +194,8 @@ def table(rows: Iterable[Sequence[object]]) -> None:
     cells = [[cell if isinstance(cell, str) else f"{cell:.4g}" for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     for row in cells:
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)))
+        line = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        print(line.rstrip())
 
 
 def shown(found: Mapping[str, Any]) -> str:

@@ -1,7 +1,7 @@
 """Micro-batches: the memory of a small batch and the loss of a large one, and what that costs.
 
-python -m benchmarks.micro_batches [--data ../shared/data] [--batch 256] [--micro-batch 16]
-python -m benchmarks.micro_batches --device cuda     (ViT-B/32, batch 1,024)
+python -m benchmarks.micro_batches [--batch 256] [--micro-batch 16]
+python -m benchmarks.micro_batches --device cuda     (ViT-B/32, batch 1,024 by 128, bf16)
 
 One training step (forward, loss, backward) of a CLIPModule. Its peak memory is compared with that
 of a plain step of the micro-batch alone, once with and once without weights and inputs; its time
@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from benchmarks.batches import about, batches_of
 from benchmarks.interleaved import (
     MIB,
     alone,
@@ -30,13 +30,13 @@ from benchmarks.interleaved import (
     spread,
     table,
 )
-from benchmarks.step import about, batches_of, module_of, our_loss
-from benchmarks.tokens import captions_of
+from benchmarks.models import SHAPES, add_precision, autocast, module_of, precision_of
+from benchmarks.step import our_loss
 from clipkit.data.pairs import PairBatch
 from clipkit.module import CLIPModule
 
 GOALS = {"times_the_memory": 1.3, "times_the_time": 1.4}
-DEFAULTS = {"cpu": ("ViT-S-32", 256), "cuda": ("ViT-B-32", 1024)}
+DEFAULTS = {"cpu": ("ViT-S-32", 256, 16), "cuda": ("ViT-B-32", 1024, 128)}
 
 
 class Contender(NamedTuple):
@@ -55,19 +55,22 @@ def contenders(options: argparse.Namespace) -> dict[str, Contender]:
     }
 
 
-def batch_for(module: CLIPModule, data: Path, size: int) -> PairBatch:
-    """Return one batch of real captions, repeated where there are too few."""
-    captions = captions_of(data)
-    return batches_of((captions * (size // len(captions) + 1))[:size], size, module)[0]
+def batch_for(options: argparse.Namespace, size: int) -> PairBatch:
+    """Return one batch."""
+    return batches_of(1, size, SHAPES[options.model].image_size, options.device)[0]
 
 
-def step_of(module: CLIPModule, batch: PairBatch, micro_batch: int | None) -> Callable[[], None]:
+def step_of(
+    module: CLIPModule, batch: PairBatch, micro_batch: int | None, options: argparse.Namespace
+) -> Callable[[], None]:
     """Return what makes one step; the gradients of the one before are dropped first."""
 
     def step() -> None:
         module.micro_batch = micro_batch
         module.zero_grad()
-        our_loss(module, batch).backward()  # type: ignore[no-untyped-call]
+        with autocast(options.precision, options.device):
+            loss = our_loss(module, batch)
+        loss.backward()  # type: ignore[no-untyped-call]
 
     return step
 
@@ -77,10 +80,10 @@ def peak(contender: Contender, options: argparse.Namespace) -> dict[str, float]:
     torch.set_num_threads(options.threads)
     module = module_of(options.model).to(options.device)
     # Libraries load what they need at the first call.
-    step_of(module, batch_for(module, options.data, 2), None)()
+    step_of(module, batch_for(options, 2), None, options)()
     module.zero_grad()
-    batch = batch_for(module, options.data, contender.batch)
-    above = peak_above(step_of(module, batch, contender.micro_batch), options.device)
+    batch = batch_for(options, contender.batch)
+    above = peak_above(step_of(module, batch, contender.micro_batch, options), options.device)
     return {
         "step": round(above / MIB, 1),
         "weights": round(_bytes(module.parameters()) / MIB, 1),
@@ -108,11 +111,13 @@ def memory(options: argparse.Namespace) -> dict[str, Any]:
 def times(options: argparse.Namespace) -> dict[str, Any]:
     """Time the whole batch both ways, in turn."""
     module = module_of(options.model).to(options.device)
-    batch = batch_for(module, options.data, options.batch)
-    step_of(module, batch_for(module, options.data, options.micro_batch), None)()
+    batch = batch_for(options, options.batch)
+    step_of(module, batch_for(options, options.micro_batch), None, options)()
     chosen = {name: one for name, one in contenders(options).items() if one.batch == options.batch}
-    steps = {name: step_of(module, batch, one.micro_batch) for name, one in chosen.items()}
-    seconds = race(steps, rounds=options.rounds, device=options.device, warm_up=0)
+    steps = {n: step_of(module, batch, one.micro_batch, options) for n, one in chosen.items()}
+    # A GPU's first steps choose their kernels.
+    warm_up = 0 if options.device == "cpu" else 2
+    seconds = race(steps, rounds=options.rounds, device=options.device, warm_up=warm_up)
     return {
         "captions": about([batch]),
         "pairs_per_second": {
@@ -125,16 +130,18 @@ def times(options: argparse.Namespace) -> dict[str, Any]:
 def main() -> None:
     """Measure, compare with what it must show, and write one dated file."""
     options_of = parser(__doc__, rounds=5)
-    options_of.add_argument("--data", type=Path, default=Path("../shared/data"))
-    options_of.add_argument("--model", default=None, help="ViT-S-32 without a GPU, else ViT-B-32")
-    options_of.add_argument("--batch", type=int, default=None, help="256 without a GPU, else 1,024")
-    options_of.add_argument("--micro-batch", type=int, default=16)
+    options_of.add_argument("--model", choices=SHAPES, help="ViT-S-32 without a GPU, else ViT-B-32")
+    options_of.add_argument("--batch", type=int, help="256 without a GPU, else 1,024")
+    options_of.add_argument("--micro-batch", type=int, help="16 without a GPU, else 128")
+    add_precision(options_of)
     options = options_of.parse_args()
-    model, batch = DEFAULTS[options.device]
+    model, batch, micro_batch = DEFAULTS[options.device]
     options.model, options.batch = options.model or model, options.batch or batch
+    options.micro_batch = options.micro_batch or micro_batch
+    options.precision = precision_of(options)
     torch.set_num_threads(options.threads)
     result = {**memory(options), **times(options), "must_show": GOALS}
-    path = record("micro-batches", options, result)
+    path = record("micro-batches" + ("" if options.device == "cpu" else "-gpu"), options, result)
     rows = [("contender", "MiB of a step", "MiB with weights and inputs", "pairs/s")]
     for name, peaks in result["MiB"].items():
         rate = result["pairs_per_second"].get(name)

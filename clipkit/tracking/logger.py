@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 
 DEFAULT_URI = "sqlite:///mlflow.db"
 _SECONDS_TO_ANSWER = 5.0
+_NEVER_ASKED = "http://127.0.0.1"
 
 
 class MLflowLogger(MLFlowLogger):
@@ -56,13 +57,17 @@ class MLflowLogger(MLFlowLogger):
         logging.getLogger("lightning.pytorch.loggers.mlflow").setLevel(logging.ERROR)
         self._named = False
         self.interrupted = False
+        # Lightning opens the store at once, on every rank. Ranks that begin together would all make
+        # the tables of a new database, and fail; the client of a server opens nothing.
+        first = rank_zero_only.rank == 0  # type: ignore[attr-defined]
         super().__init__(
             experiment_name=experiment_name or "",
             run_name=run_name,
-            tracking_uri=uri,
+            tracking_uri=uri if first else _NEVER_ASKED,
             tags=tags,
             artifact_location=artifact_location,
         )
+        self._tracking_uri = uri
 
     @property
     def experiment(self) -> MlflowClient:

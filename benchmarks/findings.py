@@ -1,0 +1,232 @@
+"""A result file as rows of one table: what was asked, what must be shown, what was measured.
+
+A goal is met where the whole interval lies on its side, open where the interval reaches across.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+Result = Mapping[str, Any]
+
+
+class Measured(NamedTuple):
+    """A value with its interval, which may be the value itself."""
+
+    value: float
+    low: float
+    high: float
+
+
+class Finding(NamedTuple):
+    """One row."""
+
+    what: str
+    measured: Measured | None
+    goal: float | None = None
+    unit: str = ""
+    at_most: bool = False
+
+    @property
+    def must_show(self) -> str:
+        """The goal in words, nothing where there is none."""
+        if self.goal is None:
+            return ""
+        return f"{'at most' if self.at_most else 'at least'} {_number(self.goal)}{self.unit}"
+
+    @property
+    def shown(self) -> str:
+        """The value in words."""
+        if self.measured is None:
+            return "not measured"
+        value, low, high = map(_number, self.measured)
+        interval = f" ({low} to {high})" if "-" in low + high else f" ({low}-{high})"
+        return f"{value}{self.unit}" + (interval if low != high else "")
+
+    @property
+    def verdict(self) -> str:
+        """Whether the goal is met: `met`, `open`, `not met`, or nothing."""
+        if self.goal is None or self.measured is None:
+            return ""
+        sign = -1 if self.at_most else 1
+        margins = sorted(sign * (end - self.goal) for end in self.measured[1:])
+        if margins[0] >= 0:
+            return "met"
+        return "open" if margins[1] >= 0 else "not met"
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+
+
+def spread_of(found: Mapping[str, Any] | None) -> Measured | None:
+    """Return a spread of a result file."""
+    if found is None:
+        return None
+    # Files of the first days have the extremes.
+    low, high = (found.get(new, found.get(old)) for new, old in (("low", "min"), ("high", "max")))
+    return Measured(found["median"], low, high)
+
+
+def exactly(value: float | None) -> Measured | None:
+    """Return a value that has no interval."""
+    return None if value is None else Measured(value, value, value)
+
+
+# --- A function a kind of file -------------------------------------------------------------------
+
+
+def of_step(result: Result) -> Iterator[Finding]:
+    """Pairs a second against open_clip's best, and utilisation."""
+    rates, goals = result["pairs_per_second"], result["must_show"]["times_as_fast"]
+    compiled = any("compiled" in name for name in rates)
+    for name, goal in goals.items():
+        # The switch is judged where it is.
+        name = name.replace("clipkit", "clipkit, compiled") if compiled else name
+        what = "77 tokens" if name.endswith("padded") else "captions trimmed"
+        fast = spread_of(result.get("times_as_fast", {}).get(name))
+        yield Finding(f"pairs/s over open_clip's, {what}", fast, goal, " times")
+        yield Finding(f"pairs/s, {what}", spread_of(rates[name]))
+        if "utilisation" in result and name.endswith("padded"):
+            used = spread_of(result["utilisation"][name])
+            goal_of = result["must_show"]["utilisation"]
+            yield Finding("model FLOP utilisation, 77 tokens", used, goal_of)
+
+
+def of_text_lengths(result: Result) -> Iterator[Finding]:
+    """What leaving out the padding gains."""
+    for case in result["cases"]:
+        cut = case["cuts"]["without padding"]
+        what = f"{case['tower']}'s text tower, {case['mix']}, batch {case['batch']}"
+        yield Finding(
+            f"{what}: without padding, over 77 tokens",
+            spread_of(cut["times_as_fast_as_padded_to_77"]),
+            unit=" times",
+        )
+
+
+def of_loss(result: Result) -> Iterator[Finding]:
+    """Memory and time at the size that the goal speaks of, or the largest there is."""
+    goals = result["must_show"]
+    for kind, cases in cases_of(result["losses"]).items():
+        compared = [case for case in cases if case["times_as_fast"]]
+        at_goal = [case for case in compared if case["pairs"] == goals.get("pairs", 16_384)]
+        for case in at_goal or compared[-1:]:
+            what = f"{kind}, {case['pairs']:,} pairs"
+            less = exactly(case["times_less_memory"]["clipkit"])
+            yield Finding(f"{what}: memory under open_clip's", less, goals["times_less_memory"],
+                          " times")  # fmt: skip
+            fast = spread_of(case["times_as_fast"]["clipkit"])
+            yield Finding(f"{what}: speed over open_clip's", fast, goals["times_as_fast"],
+                          " times")  # fmt: skip
+
+
+def cases_of(losses: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """Return the sizes that a result of the losses holds, by loss."""
+    # Files of the first days have one size, and no list.
+    return {
+        kind: found if isinstance(found, list) else [{"pairs": 16_384, **found}]
+        for kind, found in losses.items()
+    }
+
+
+def of_micro_batches(result: Result) -> Iterator[Finding]:
+    """Memory against a small batch, time against a whole one."""
+    goals, memory = result["must_show"], result["times_the_memory"]["in_all"]
+    yield Finding("memory over a batch of one micro-batch", exactly(memory),
+                  goals["times_the_memory"], " times", at_most=True)  # fmt: skip
+    yield Finding("time over the whole batch at once", spread_of(result["times_the_time"]),
+                  goals["times_the_time"], " times", at_most=True)  # fmt: skip
+
+
+def of_largest_batch(result: Result) -> Iterator[Finding]:
+    """The largest size that was made."""
+    largest = result["sizes"][-1] if result["sizes"] else None
+    yield Finding("largest exact batch", exactly(largest and largest["pairs"]),
+                  result["must_show"]["pairs"], " pairs")  # fmt: skip
+    if largest is not None:
+        yield Finding("its step", exactly(largest["seconds"]), unit=" s")
+        yield Finding("its memory", exactly(largest["GiB_in_all"]), unit=" GiB")
+
+
+def of_decode(result: Result) -> Iterator[Finding]:
+    """JPEG to tensor, at the size that the goal speaks of."""
+    goal = result["must_show"]["times_as_fast"]
+    for case in result["cases"]:
+        fast = spread_of(case["times_as_fast_as_open_clip"]["clipkit"])
+        stated = goal["at_least"] if case["output"] == goal["output"] else None
+        what = f"files of {case['kilobytes_a_picture']:.0f} kB to {case['output']} pixels"
+        yield Finding(f"{what}: speed over open_clip's", fast, stated, " times")
+
+
+def of_tokens(result: Result) -> Iterator[Finding]:
+    """Captions a second, new and known words."""
+    for state in ("cold", "warm"):
+        fast = spread_of(result[state]["times_as_fast"]["clipkit"])
+        yield Finding(f"{state}: speed over open_clip's tokenizer", fast,
+                      result["must_show"]["times_as_fast"], " times")  # fmt: skip
+
+
+def of_classifier(result: Result) -> Iterator[Finding]:
+    """Building a zero-shot classifier."""
+    goals = result["must_show"]
+    yield Finding("speed over open_clip's builder", spread_of(result["times_as_fast"]),
+                  goals["times_as_fast"], " times")  # fmt: skip
+    yield Finding("largest difference", exactly(result["largest_difference"]),
+                  goals["largest_difference"], at_most=True)  # fmt: skip
+
+
+def of_ranks(result: Result) -> Iterator[Finding]:
+    """How pairs a second scale, and against open_clip's."""
+    goals = result["must_show"]
+    ranks = result["settings"]["ranks"]
+    for name, scaling in result["scaling"].items():
+        goal = goals["scaling_of_two"] if ranks == 2 and name == "clipkit, padded" else None
+        yield Finding(f"{name}: {ranks} ranks over one", spread_of(scaling), goal, " times")
+    for name, fast in result.get("times_as_fast", {}).items():
+        goal = goals["times_as_fast"]
+        yield Finding(f"{name}: speed over open_clip's on {ranks}", spread_of(fast), goal, " times")
+
+
+def of_end_to_end(result: Result) -> Iterator[Finding]:
+    """From files to steps, and how much of that is waiting for data."""
+    for side, fast in result["times_as_fast"].items():
+        yield Finding(f"{side}: speed over open_clip's training", spread_of(fast),
+                      result["must_show"]["at_least"], " times")  # fmt: skip
+    for side, waited in result["share_waiting_for_data"].items():
+        yield Finding(f"{side}: share of the time waiting for data", spread_of(waited))
+
+
+def of_start_up(result: Result) -> Iterator[Finding]:
+    """Seconds of each command, and against open_clip's where it has one like it."""
+    for name, fast in result["times_as_fast"].items():
+        against = result["compared_with"][name]
+        yield Finding(f"{name}, speed over {against}", spread_of(fast),
+                      result["must_show"]["times_as_fast"], " times")  # fmt: skip
+    for name, seconds in result["seconds"].items():
+        if name.startswith(("clipkit", "import clipkit")):
+            yield Finding(name, spread_of(seconds), unit=" s")
+
+
+def of_trains_as_well(result: Result) -> Iterator[Finding]:
+    """Points of R@10 that ours is ahead, by the wider of both intervals."""
+    found = result["difference"]
+    ends = [end for kind in ("welch", "paired") for end in found[kind] or [found["value"]]]
+    ahead = Measured(found["value"], min(ends), max(ends))
+    yield Finding("mean R@10, ours minus theirs", ahead, result["must_show"]["difference_low"],
+                  " points")  # fmt: skip
+
+
+def of_whatever(result: Result) -> Iterator[Finding]:
+    """Every goal whose measured value stands in the file under the same name."""
+    for name, goal in result.get("must_show", {}).items():
+        found = result.get(name)
+        if isinstance(goal, int | float):
+            measured = spread_of(found) if isinstance(found, Mapping) else exactly(found)
+            yield Finding(name.replace("_", " "), measured, float(goal), at_most=name in AT_MOST)
+
+
+AT_MOST = {"share", "mib_above_the_embeddings", "largest_difference", "data_wait"}
+
+Reader = Callable[[Result], Iterator[Finding]]
