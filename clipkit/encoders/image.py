@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from clipkit.encoders.base import ImageEncoder, Interpolation, LayerGroup, ResizeMode
 from clipkit.errors import UserError
+from clipkit.pieces import counting_norms, leave_out_reruns
 
 KEY = "model.image_encoder"
 # Parameters that hold one row for each position, or stand at one, by the last part of their name.
@@ -32,6 +33,8 @@ class TimmImageEncoder(ImageEncoder):
             `visual.trunk.` are found and cut, position tables resized, classifiers left out.
         drop_path_ratio: stochastic depth, up to this ratio in the last block.
         patch_drop_ratio: patches left out of each training step (https://arxiv.org/abs/2212.00794).
+        gradient_checkpointing: keep the inputs of the blocks alone, and run each again for its
+            gradient.
 
     Raises:
         UserError: a name, size, option or weight file that timm or the model does not take.
@@ -50,6 +53,7 @@ class TimmImageEncoder(ImageEncoder):
         std: list[float] | None = None,
         interpolation: Interpolation | None = None,
         resize_mode: ResizeMode | None = None,
+        gradient_checkpointing: bool = False,
     ) -> None:
         import timm
 
@@ -86,8 +90,13 @@ class TimmImageEncoder(ImageEncoder):
             resize_mode=resize_mode or ("squash" if squashed else "shortest"),
         )
         self.trunk = trunk
+        self.gradient_checkpointing = gradient_checkpointing
+        if gradient_checkpointing:
+            _checkpoint_blocks(trunk, name)
 
     def forward(self, images: Tensor) -> Tensor:
+        if self.gradient_checkpointing:
+            leave_out_reruns(counting_norms([self.trunk]))
         features: Tensor = self.trunk(self.normalise(images))
         return features
 
@@ -187,6 +196,15 @@ def _create(
         raise UserError(
             f"{KEY}: timm cannot build {name} for {size} x {size} pixels: {_first_line(error)}"
         ) from error
+
+
+def _checkpoint_blocks(trunk: Any, name: str) -> None:
+    try:
+        trunk.set_grad_checkpointing(True)
+    except (AttributeError, AssertionError):
+        raise UserError(
+            f"{KEY}.gradient_checkpointing: {name} does not have it, accepted is false"
+        ) from None
 
 
 def _measured_feature_dim(trunk: nn.Module, name: str, size: int) -> int:
