@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils.checkpoint import checkpoint, noop_context_fn
+from torch.utils.checkpoint import checkpoint
 
 
 def embed_pieces(
@@ -73,9 +73,8 @@ def run_again(
     def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
         return nullcontext(), _not_counting(norms)
 
-    found: Tensor = checkpoint(
-        function, *inputs, use_reentrant=False, context_fn=contexts if norms else noop_context_fn
-    )
+    context = {"context_fn": contexts} if norms and not torch.compiler.is_compiling() else {}
+    found: Tensor = checkpoint(function, *inputs, use_reentrant=False, **context)
     return found
 
 
@@ -133,6 +132,8 @@ def leave_out_reruns(norms: Sequence[_BatchNorm]) -> None:
     For libraries that checkpoint by themselves; to be called before each forward pass, since
     `sync_batchnorm` puts other norms in the place of those that an encoder was made with.
     """
+    if torch.compiler.is_compiling():  # a compiled graph moves what it moves once
+        return
     for norm in norms:
         if _before_norm not in norm._forward_pre_hooks.values():
             norm.register_forward_pre_hook(_before_norm)
@@ -151,8 +152,8 @@ def _after_norm(norm: nn.Module, _: object, __: object) -> None:
 
 
 def _runs_again() -> bool:
-    # A compiled graph computes again by itself, and moves what it moves once.
-    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
+    compiling = torch.compiler.is_compiling()
+    return not compiling and torch._C._current_graph_task_id() != -1
 
 
 @contextmanager
