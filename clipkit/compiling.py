@@ -17,7 +17,7 @@ Tower = Callable[[Tensor], Tensor]
 
 def compiled_image_tower(encoder: nn.Module) -> Tower:
     """Return a tower of pictures with a graph for each shape that it is given."""
-    compiled = torch.compile(encoder, dynamic=False, backend=BACKEND)
+    compiled = _compiled(encoder, dynamic=False)
 
     def run(images: Tensor) -> Tensor:
         with _said_in_a_sentence():
@@ -29,7 +29,7 @@ def compiled_image_tower(encoder: nn.Module) -> Tower:
 
 def compiled_text_tower(encoder: nn.Module) -> Tower:
     """Return a tower of captions, (B, L) to (B, ...), with one graph for all B and L."""
-    compiled = torch.compile(encoder, dynamic=True, backend=BACKEND)
+    compiled = _compiled(encoder, dynamic=True)
 
     def run(tokens: Tensor) -> Tensor:
         # A lone caption would have a graph of its own, and so would a view into other captions.
@@ -41,6 +41,13 @@ def compiled_text_tower(encoder: nn.Module) -> Tower:
             return features[: len(tokens)]
 
     return run
+
+
+def _compiled(encoder: nn.Module, *, dynamic: bool) -> Tower:
+    # Graphs cut for DDP in its forward pass would not be those of a piece that is run again.
+    torch._dynamo.config.optimize_ddp = False
+    tower: Tower = torch.compile(encoder, dynamic=dynamic, backend=BACKEND)
+    return tower
 
 
 @contextmanager

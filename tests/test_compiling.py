@@ -182,7 +182,8 @@ def test_a_run_and_its_checkpoint(fit, command):
     last = "runs/tiny/compiled/checkpoints/last.ckpt"
     assert command("validate", "--ckpt_path", last) == 0
     assert graphs() == 2  # neither loading nor validating compiles
-    assert fit("--ckpt_path", last, "--trainer.max_epochs=2", name="more") == 0
+    words = ["--ckpt_path", last, "--trainer.max_epochs=2", "--model.compile=true"]
+    assert fit(*words, name="more") == 0
 
 
 def test_what_cannot_be_compiled_ends_in_a_sentence(monkeypatch):
