@@ -73,9 +73,12 @@ def run_again(
     def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
         return nullcontext(), _not_counting(norms)
 
-    context = {"context_fn": contexts} if norms and not torch.compiler.is_compiling() else {}
-    found: Tensor = checkpoint(function, *inputs, use_reentrant=False, **context)
-    return found
+    # A compiled graph runs again by itself, and moves what it moves once.
+    if torch.compiler.is_compiling() or not norms:
+        found: Tensor = checkpoint(function, *inputs, use_reentrant=False)
+        return found
+    counted: Tensor = checkpoint(function, *inputs, use_reentrant=False, context_fn=contexts)
+    return counted
 
 
 class Span(NamedTuple):

@@ -230,6 +230,10 @@ class _Check:
         return None
 
     def _mapping_value(self, value: dict[Any, Any], hint: object, where: str) -> object:
+        if dict[int, int] in _alternatives(hint) and all(
+            str(key).isdecimal() and type(number) is int for key, number in value.items()
+        ):
+            return {int(key): number for key, number in value.items()}
         part = _part_of(hint)
         if part is None:
             self.refuse(where, value)

@@ -40,6 +40,8 @@ class HuggingFacePairs(PairDataModule):
             in evaluation.
         shrink_batch: where the data cannot fill a batch, take half the data instead of an error.
         image_size: pixels a side, where no trainer says it.
+        image_sizes: pixels a side of training pictures from an epoch on, counted from 0, such as
+            {0: 112, 24: 224}; before the first and without any, the image encoder's own size.
         tokenizer: where no trainer says it.
         seed: of order and augmentation; left out, the run's seed.
     """
@@ -58,6 +60,7 @@ class HuggingFacePairs(PairDataModule):
         augment: Augmentation | bool = True,
         shrink_batch: bool = False,
         image_size: int | None = None,
+        image_sizes: dict[int, int] | None = None,
         tokenizer: Tokenizer | None = None,
         seed: int | None = None,
     ) -> None:
@@ -68,6 +71,7 @@ class HuggingFacePairs(PairDataModule):
             augment=augment,
             shrink_batch=shrink_batch,
             image_size=image_size,
+            image_sizes=image_sizes,
             tokenizer=tokenizer,
             seed=seed,
         )

@@ -27,6 +27,7 @@ from clipkit.data.images import (
     to_uint8,
 )
 from clipkit.data.sampling import EvaluationSampler, SampleKey, TrainSampler
+from clipkit.data.sizes import FULL_SIZE, SizeSchedule
 from clipkit.encoders.base import Interpolation, ResizeMode
 from clipkit.errors import UserError
 from clipkit.tokenizer import Tokenizer
@@ -83,6 +84,8 @@ class PairDataModule(L.LightningDataModule):
             in evaluation.
         shrink_batch: where the data cannot fill a batch, take half the data instead of an error.
         image_size: pixels a side, where no trainer says it.
+        image_sizes: pixels a side of training pictures from an epoch on, counted from 0, such as
+            ``{0: 112, 24: 224}``; before the first and without any, the image encoder's own size.
         tokenizer: where no trainer says it.
         seed: of order and augmentation; left out, the run's seed.
     """
@@ -96,6 +99,7 @@ class PairDataModule(L.LightningDataModule):
         augment: Augmentation | bool = True,
         shrink_batch: bool = False,
         image_size: int | None = None,
+        image_sizes: dict[int, int] | None = None,
         tokenizer: Tokenizer | None = None,
         seed: int | None = None,
     ) -> None:
@@ -110,6 +114,7 @@ class PairDataModule(L.LightningDataModule):
         )
         self.shrink_batch = shrink_batch
         self.image_size = image_size
+        self.image_sizes = SizeSchedule(image_sizes or {})
         self.tokenizer = tokenizer
         self.seed = int(os.environ.get("PL_GLOBAL_SEED", "0")) if seed is None else seed
         self._rows: dict[str, Rows] = {}
@@ -141,6 +146,8 @@ class PairDataModule(L.LightningDataModule):
             self._load_once(split)
         if TRAIN in self._rows:
             self._fit_batch(len(self._pairs(TRAIN)))
+        if stage == "fit" and self.image_sizes.sizes and self.trainer is not None:
+            log.info(self.image_sizes.checked(self._module().image_encoder))
 
     def train_dataloader(self) -> DataLoader[PairBatch]:
         pairs = self._pairs(TRAIN)
@@ -177,6 +184,7 @@ class PairDataModule(L.LightningDataModule):
         return PairDataset(
             self._load_once(split),
             pixels=self._pixels(),
+            sizes=self.image_sizes if split == TRAIN else FULL_SIZE,
             augment=self.augment if split == TRAIN else None,
             captions=policy,
             seed=self.seed,
@@ -269,12 +277,14 @@ class PairDataset(Dataset[Sample]):
         rows: Rows,
         *,
         pixels: Pixels,
+        sizes: SizeSchedule = FULL_SIZE,
         augment: Augmentation | None,
         captions: CaptionPolicy,
         seed: int,
     ) -> None:
         self.rows = rows
         self.pixels = pixels
+        self.sizes = sizes
         self.augment = augment
         self.captions = captions
         self.seed = seed
@@ -293,6 +303,7 @@ class PairDataset(Dataset[Sample]):
         row = self.rows[row_index]
         caption = row.captions[which] if which is not None else self._pick(row.captions, rng)
         pixels = self.pixels
+        pixels = pixels._replace(size=self.sizes.at(key.epoch, full=pixels.size))
         with naming_broken(f"{row.key!r} (row {row_index})"):
             encoded = _read(row.image)
             if self.augment is not None:
