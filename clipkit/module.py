@@ -238,7 +238,9 @@ class CLIPModule(L.LightningModule):
         """Return how the text side takes a batch: without padding, or with as little as it may."""
         tokens, most = batch["tokens"], self.micro_batch
         knows_lengths = self.text_encoder.trim_is_exact and "lengths" in batch
-        if knows_lengths and isinstance(self.text_encoder, PackingTextEncoder):
+        # A compiled tower takes captions of any length, but not packed ones.
+        packs = isinstance(self._tower("text"), PackingTextEncoder)
+        if knows_lengths and packs:
             spans = spans_of(batch["lengths"], most=most or len(tokens), overhead=0)
             return CaptionGroups(None, spans, packed=True)
         # Captions of like length together; batch norm would take its statistics from such alone.
