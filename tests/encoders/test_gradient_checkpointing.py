@@ -79,8 +79,8 @@ def step(tower, inputs, *, micro_batch=None):
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         features = embed_pieces(
-            tower, inputs.split(micro_batch or len(inputs)), modules=[tower],
-            recompute=micro_batch is not None,
+            tower, [(piece,) for piece in inputs.split(micro_batch or len(inputs))],
+            modules=[tower], recompute=micro_batch is not None,
         )  # fmt: skip
     held = sum(kept.values()) - sum(p.nbytes for p in tower.parameters() if p.data_ptr() in kept)
     if features.requires_grad:
