@@ -6,7 +6,7 @@ import logging
 import math
 import warnings
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import lightning as L
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from clipkit import checkpoint as checkpoints
+from clipkit.compiling import Tower, compiled_image_tower, compiled_text_tower
 from clipkit.data.images import decode_image, resize_for_eval, to_uint8
 from clipkit.data.pairs import PairBatch
 from clipkit.distributed import gather, gather_ragged, rank
@@ -93,6 +94,7 @@ class CLIPModule(L.LightningModule):
         lock_text: freeze the text encoder but for its top n blocks.
         micro_batch: pairs that a device holds at a time. Loss and gradient are those of the whole
             batch, with all its negatives; each tower runs forward twice.
+        compile: train the towers through `torch.compile`. Evaluation runs them as they are.
     """
 
     configuration: dict[str, Any] | None = None
@@ -116,6 +118,7 @@ class CLIPModule(L.LightningModule):
         lock_image: int | None = None,
         lock_text: int | None = None,
         micro_batch: int | None = None,
+        compile: bool = False,
     ) -> None:
         super().__init__()
         self.tokenizer = tokenizer
@@ -130,6 +133,8 @@ class CLIPModule(L.LightningModule):
         if micro_batch is not None and micro_batch < 1:
             raise UserError(f"model.micro_batch: {micro_batch} is not a positive number of pairs")
         self.micro_batch = micro_batch
+        self.compiles = compile
+        self._compiled: dict[str, Tower] = {}
         self.embed_dim = embed_dim
         self.learning_rates = {"image": image_lr, "text": text_lr}
         if isinstance(loss, SigLIPLoss) and temperature.bias is None:
@@ -157,7 +162,7 @@ class CLIPModule(L.LightningModule):
         """Embed pictures: uint8, or float in [0, 1], (B, 3, H, W) to (B, D) of unit norm."""
         if not images.is_floating_point():
             images = images.to(self.scale.dtype) / 255
-        return _normalize(self.image_head(self.image_encoder(images)))
+        return _normalize(self.image_head(self._tower("image")(images)))
 
     def encode_text(self, tokens: Tensor, packed: Packed | None = None) -> Tensor:
         """Embed tokens: (B, L) int64 to (B, D) of unit norm.
@@ -170,7 +175,12 @@ class CLIPModule(L.LightningModule):
         missing = contract.context_length - tokens.shape[1]
         if missing > 0 and not self.text_encoder.trim_is_exact:
             tokens = F.pad(tokens, (0, missing), value=contract.pad_id)
-        return _normalize(self.text_head(self.text_encoder(tokens)))
+        return _normalize(self.text_head(self._tower("text")(tokens)))
+
+    def _tower(self, side: Literal["image", "text"]) -> Tower:
+        # Evaluation sees other shapes, and its numbers are to be those of the loaded checkpoint.
+        encoder: Tower = self.image_encoder if side == "image" else self.text_encoder
+        return self._compiled.get(side, encoder) if self.training else encoder
 
     @torch.no_grad()
     def embed_images(
@@ -228,7 +238,9 @@ class CLIPModule(L.LightningModule):
         """Return how the text side takes a batch: without padding, or with as little as it may."""
         tokens, most = batch["tokens"], self.micro_batch
         knows_lengths = self.text_encoder.trim_is_exact and "lengths" in batch
-        if knows_lengths and isinstance(self.text_encoder, PackingTextEncoder):
+        # A compiled tower takes captions of any length, but not packed ones.
+        packs = isinstance(self._tower("text"), PackingTextEncoder)
+        if knows_lengths and packs:
             spans = spans_of(batch["lengths"], most=most or len(tokens), overhead=0)
             return CaptionGroups(None, spans, packed=True)
         # Captions of like length together; batch norm would take its statistics from such alone.
@@ -275,6 +287,9 @@ class CLIPModule(L.LightningModule):
         batch_size = getattr(data, "batch_size", None)
         if batch_size is not None:
             self.temperature.fill_prior_(batch_size)
+        if self.compiles:
+            self._compiled["image"] = compiled_image_tower(self.image_encoder)
+            self._compiled["text"] = compiled_text_tower(self.text_encoder)
         self._say_how_batch_norm_is_counted()
         self._warn_of_accumulation()
         if self.temperature.bias is not None and bool(self.temperature.bias.isnan()):

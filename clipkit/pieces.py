@@ -42,12 +42,8 @@ def embed_pieces(
     trained = any(p.requires_grad for module in modules for p in module.parameters())
     recompute = recompute and trained and torch.is_grad_enabled()
 
-    def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-        return nullcontext(), _not_counting(norms)
-
     def run_again_later(*piece: Any) -> Tensor:
-        found: Tensor = checkpoint(embed, *piece, use_reentrant=False, context_fn=contexts)
-        return found
+        return run_again(embed, *piece, norms=norms)
 
     if len(pieces) == 1:
         return embed(*pieces[0])
@@ -55,12 +51,34 @@ def embed_pieces(
     # But batch norm keeps its running values, which move once all pieces are through.
     kept = 0 if norms else 1
     runs = [run_again_later if recompute else embed] * (len(pieces) - kept) + [embed] * kept
-    with _counted_once(norms) as next_piece:
+    with _counted_once(norms) as count:
         embeddings = []
         for run, piece in zip(runs, pieces, strict=True):
-            next_piece()
             embeddings.append(run(*piece))
+            count()
     return torch.cat(embeddings)
+
+
+def run_again(
+    function: Callable[..., Tensor], *inputs: object, norms: Sequence[_BatchNorm] = ()
+) -> Tensor:
+    """Return what a function gives, keep its inputs alone, and run it again for its gradient.
+
+    Args:
+        function: what is run twice, with the same random numbers.
+        inputs: of the function.
+        norms: batch norms that it runs through; the second time their running values stay.
+    """
+
+    def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+        return nullcontext(), _not_counting(norms)
+
+    # A compiled graph runs again by itself, and moves what it moves once.
+    if torch.compiler.is_compiling() or not norms:
+        found: Tensor = checkpoint(function, *inputs, use_reentrant=False)
+        return found
+    counted: Tensor = checkpoint(function, *inputs, use_reentrant=False, context_fn=contexts)
+    return counted
 
 
 class Span(NamedTuple):
@@ -111,47 +129,82 @@ def counting_norms(modules: Sequence[nn.Module]) -> list[_BatchNorm]:
     ]
 
 
+def leave_out_reruns(norms: Sequence[_BatchNorm]) -> None:
+    """Have batch norms move no running value where they run within a backward pass: a second time.
+
+    For libraries that checkpoint by themselves; to be called before each forward pass, since
+    `sync_batchnorm` puts other norms in the place of those that an encoder was made with.
+    """
+    if torch.compiler.is_compiling():  # a compiled graph moves what it moves once
+        return
+    for norm in norms:
+        if _before_norm not in norm._forward_pre_hooks.values():
+            norm.register_forward_pre_hook(_before_norm)
+            # Also where the pass is left early, when nothing more is missing.
+            norm.register_forward_hook(_after_norm, always_call=True)
+
+
+def _before_norm(norm: nn.Module, _: object) -> None:
+    if _runs_again():
+        _set_aside(norm)
+
+
+def _after_norm(norm: nn.Module, _: object, __: object) -> None:
+    if _runs_again():
+        _bring_back(norm)
+
+
+def _runs_again() -> bool:
+    compiling = torch.compiler.is_compiling()
+    return not compiling and torch._C._current_graph_task_id() != -1
+
+
 @contextmanager
 def _not_counting(norms: Sequence[_BatchNorm]) -> Iterator[None]:
-    """Leave the running values alone while a piece is run again: it moves copies of them."""
-    kept = [dict(norm.named_buffers()) for norm in norms]
-    for norm, buffers in zip(norms, kept, strict=True):
-        for name, buffer in buffers.items():
-            setattr(norm, name, buffer.clone())
+    """Leave the running values alone while something is run again."""
+    for norm in norms:
+        _set_aside(norm)
     try:
         yield
     finally:
-        for norm, buffers in zip(norms, kept, strict=True):
-            for name, buffer in buffers.items():
-                setattr(norm, name, buffer)
+        for norm in norms:
+            _bring_back(norm)
+
+
+def _set_aside(norm: nn.Module) -> None:
+    """Put copies in the place of the running values, for a norm to move."""
+    kept = dict(norm.named_buffers())
+    vars(norm).setdefault("_kept", []).append(kept)
+    for name, buffer in kept.items():
+        setattr(norm, name, buffer.clone())
+
+
+def _bring_back(norm: nn.Module) -> None:
+    for name, buffer in vars(norm)["_kept"].pop().items():
+        setattr(norm, name, buffer)
 
 
 @contextmanager
 def _counted_once(norms: Sequence[_BatchNorm]) -> Iterator[Callable[[], None]]:
-    """Gather the mean statistics of several pieces, and move the running values once."""
-    before = [(n.momentum, _running(n)[0].clone(), _running(n)[1].clone()) for n in norms]
+    """Let each piece move the running values from where they stood, and keep the mean of that.
+
+    What is yielded is to be called after each piece.
+    """
+    if not norms:
+        yield lambda: None
+        return
+    running = [norm.get_buffer(k) for norm in norms for k in ("running_mean", "running_var")]
+    counts = [norm.get_buffer("num_batches_tracked") for norm in norms]
+    before = [value.clone() for value in (*running, *counts)]
+    moved = [torch.zeros_like(value) for value in running]
     pieces = 0
 
-    def next_piece() -> None:
+    def count() -> None:
         nonlocal pieces
         pieces += 1
-        for norm in norms:
-            norm.momentum = 1 / pieces  # of the k-th piece 1/k: the mean so far
+        torch._foreach_add_(moved, running)
+        torch._foreach_copy_([*running, *counts], before)
 
-    try:
-        yield next_piece
-    finally:
-        for norm, (momentum, mean, variance) in zip(norms, before, strict=True):
-            norm.momentum = momentum
-            counted = norm.num_batches_tracked
-            assert counted is not None
-            counted -= max(0, pieces - 1)
-            weight = 1 / counted if momentum is None else momentum
-            for old, shown in zip((mean, variance), _running(norm), strict=True):
-                shown.copy_(old + weight * (shown - old))
-
-
-def _running(norm: _BatchNorm) -> tuple[Tensor, Tensor]:
-    assert norm.running_mean is not None
-    assert norm.running_var is not None
-    return norm.running_mean, norm.running_var
+    yield count
+    torch._foreach_copy_(running, torch._foreach_div(moved, pieces))
+    torch._foreach_add_(counts, 1)

@@ -49,7 +49,8 @@ PUBLIC_PARTS = frozenset(
 OPTIMIZERS = "torch.optim."
 PARTS = ("image_encoder", "text_encoder", "image_head", "text_head", "temperature", "loss",
          "optimizer", "schedule", "tokenizer")  # fmt: skip
-MODEL_NUMBERS = ("embed_dim", "image_lr", "text_lr", "lock_image", "lock_text", "micro_batch")
+MODEL_NUMBERS = ("embed_dim", "image_lr", "text_lr", "lock_image", "lock_text", "micro_batch",
+                 "compile")  # fmt: skip
 # What of a trainer shapes the experiment; devices and nodes belong to the machine that trained.
 TRAINER_NUMBERS = ("max_epochs", "max_steps", "min_epochs", "min_steps", "gradient_clip_val",
                    "accumulate_grad_batches", "log_every_n_steps", "check_val_every_n_epoch",
@@ -233,6 +234,10 @@ class _Check:
         return None
 
     def _mapping_value(self, value: dict[Any, Any], hint: object, where: str) -> object:
+        if dict[int, int] in _alternatives(hint) and all(
+            str(key).isdecimal() and type(number) is int for key, number in value.items()
+        ):
+            return {int(key): number for key, number in value.items()}
         part = _part_of(hint)
         if part is None:
             self.refuse(where, value)

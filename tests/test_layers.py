@@ -18,6 +18,7 @@ LAYERS = [
         "distributed",
         "optim",
         "pieces",
+        "compiling",
         "recipes",
         "arguments",
     },

@@ -42,7 +42,15 @@ def waits(steps, every, *words):
     return counted.count
 
 
-@pytest.mark.parametrize("words", [(), ("model.micro_batch=2",), ("model.loss=SigLIPLoss",)])
+DROPPING = (
+    "model.image_encoder=TimmImageEncoder", "model.image_encoder.name=test_vit",
+    "model.image_encoder.image_size=32", "model.image_encoder.patch_drop_ratio=0.5",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "words", [(), ("model.micro_batch=2",), ("model.loss=SigLIPLoss",), DROPPING]
+)
 @pytest.mark.usefixtures("workdir")
 def test_a_hundred_steps_wait_no_more_often_than_they_log(words):
     few = waits(50, 50, *words)

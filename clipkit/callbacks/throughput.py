@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import time
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
 import lightning as L
@@ -158,11 +159,11 @@ class Throughput(Callback):
             peak = peak_flops(torch.cuda.get_device_name(module.device), str(trainer.precision))
         if peak is None:
             return None
-        contract = module.tokenizer.contract
+        contract, encoder = module.tokenizer.contract, module.image_encoder
         try:
             return _Utilisation(
                 peak,
-                image_operations(module.image_encoder),
+                {encoder.image_size: image_operations(encoder)},
                 text_operations(module.text_encoder, contract),
             )
         except Exception as error:  # of a user's own tower; no reason not to train it
@@ -200,16 +201,21 @@ class _Utilisation(NamedTuple):
     """What a device could do, and what the towers take of it."""
 
     peak: float  # operations a second
-    image: float  # operations of a picture, forward
+    image: dict[int, float]  # operations of a picture, forward, by its side
     text: TextOperations
 
     def of(self, counts: _Counts, module: CLIPModule, seconds: float) -> float:
         """Return the share of the peak that was used."""
-        image = self.image * counts.pairs
+        encoder = module.image_encoder
+        image = 0.0
+        for size, pictures in counts.pictures.items():
+            if size not in self.image:
+                self.image[size] = image_operations(encoder, size)
+            image += self.image[size] * pictures
         text = self.text.total(
             captions=counts.pairs, tokens=counts.tokens, squares=counts.squared_tokens
         )
-        done = image * (1 + 2 * backward_share(module.image_encoder)) + text * (
+        done = image * (1 + 2 * backward_share(encoder)) + text * (
             1 + 2 * backward_share(module.text_encoder)
         )
         return done / seconds / self.peak
@@ -220,6 +226,7 @@ class _Counts:
     """What this rank was trained on since the last logging step."""
 
     pairs: int = 0
+    pictures: Counter[int] = field(default_factory=Counter)  # by their side
     tokens: int = 0  # real ones
     squared_tokens: int = 0  # of each caption, added up: what attention costs goes by them
     computed_tokens: int = 0  # with padding
@@ -227,6 +234,7 @@ class _Counts:
     def add(self, batch: PairBatch, module: CLIPModule) -> None:
         """Count a batch, without looking at a tensor's values."""
         self.pairs += len(batch["tokens"])
+        self.pictures[batch["images"].shape[-1]] += len(batch["images"])
         lengths = batch.get("lengths")
         if lengths is not None:
             self.tokens += sum(lengths)

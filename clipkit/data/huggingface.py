@@ -48,6 +48,8 @@ class HuggingFacePairs(PairDataModule):
             shrunk or not augmented. Batches are the same with and without.
         cache_folder: where both are kept; left out, `clipkit` in the user's cache folder.
         image_size: pixels a side, where no trainer says it.
+        image_sizes: pixels a side of training pictures from an epoch on, counted from 0, such as
+            {0: 112, 24: 224}; before the first and without any, the image encoder's own size.
         tokenizer: where no trainer says it.
         seed: of order and augmentation; left out, the run's seed.
     """
@@ -70,6 +72,7 @@ class HuggingFacePairs(PairDataModule):
         cache_pictures_gb: float = 0.0,
         cache_folder: str | None = None,
         image_size: int | None = None,
+        image_sizes: dict[int, int] | None = None,
         tokenizer: Tokenizer | None = None,
         seed: int | None = None,
     ) -> None:
@@ -84,6 +87,7 @@ class HuggingFacePairs(PairDataModule):
             cache_pictures_gb=cache_pictures_gb,
             cache_folder=cache_folder,
             image_size=image_size,
+            image_sizes=image_sizes,
             tokenizer=tokenizer,
             seed=seed,
         )

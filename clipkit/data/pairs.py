@@ -39,6 +39,7 @@ from clipkit.data.prepared_pictures import (
     read_encoded,
 )
 from clipkit.data.sampling import EvaluationSampler, SampleKey, TrainSampler
+from clipkit.data.sizes import FULL_SIZE, SizeSchedule
 from clipkit.encoders.base import Interpolation, ResizeMode
 from clipkit.errors import UserError
 from clipkit.tokenizer import Tokenizer
@@ -104,6 +105,8 @@ class PairDataModule(L.LightningDataModule):
             shrunk or not augmented. Batches are the same with and without.
         cache_folder: where both are kept; left out, `clipkit` in the user's cache folder.
         image_size: pixels a side, where no trainer says it.
+        image_sizes: pixels a side of training pictures from an epoch on, counted from 0, such as
+            ``{0: 112, 24: 224}``; before the first and without any, the image encoder's own size.
         tokenizer: where no trainer says it.
         seed: of order and augmentation; left out, the run's seed.
     """
@@ -121,6 +124,7 @@ class PairDataModule(L.LightningDataModule):
         cache_pictures_gb: float = 0.0,
         cache_folder: str | None = None,
         image_size: int | None = None,
+        image_sizes: dict[int, int] | None = None,
         tokenizer: Tokenizer | None = None,
         seed: int | None = None,
     ) -> None:
@@ -137,6 +141,7 @@ class PairDataModule(L.LightningDataModule):
         self.shrink_pictures = shrink_pictures
         self.caches = Caches(cache_tokens, cache_pictures_gb, cache_folder)
         self.image_size = image_size
+        self.image_sizes = SizeSchedule(image_sizes or {})
         self.tokenizer = tokenizer
         self.seed = int(os.environ.get("PL_GLOBAL_SEED", "0")) if seed is None else seed
         self._rows: dict[str, Rows] = {}
@@ -169,6 +174,8 @@ class PairDataModule(L.LightningDataModule):
             self._load_once(split)
         if TRAIN in self._rows:
             self._fit_batch(len(self._pairs(TRAIN)))
+        if stage == "fit" and self.image_sizes.sizes and self.trainer is not None:
+            log.info(self.image_sizes.checked(self._module().image_encoder))
         if self.caches:  # here, so that it is done before the first step
             for split in splits.get(stage, ()):
                 self._ready_pairs(split)
@@ -208,6 +215,7 @@ class PairDataModule(L.LightningDataModule):
         return PairDataset(
             self._load_once(split),
             pixels=self._pixels(),
+            sizes=self.image_sizes if split == TRAIN else FULL_SIZE,
             augment=self.augment if split == TRAIN else None,
             captions=policy,
             seed=self.seed,
@@ -229,7 +237,9 @@ class PairDataModule(L.LightningDataModule):
     def _preparation(self, pairs: PairDataset) -> Prepare | None:
         pixels, augment = pairs.pixels, pairs.augment
         if augment is None:
-            return AsEvaluated(*pixels) if self.caches.pictures_gb else None
+            # What is kept has one size.
+            kept = self.caches.pictures_gb and not pairs.sizes.sizes
+            return AsEvaluated(*pixels) if kept else None
         if self.shrink_pictures is False:
             if self.caches.pictures_gb:
                 log.info(
@@ -238,10 +248,11 @@ class PairDataModule(L.LightningDataModule):
                 )
             return None
         side = self.shrink_pictures
-        side = augment.side_needed(pixels.size) if side is True else side
-        if side < pixels.size:
+        largest = max([pixels.size, *pairs.sizes.sizes.values()])
+        side = augment.side_needed(largest) if side is True else side
+        if side < largest:
             raise UserError(
-                f"data.shrink_pictures: {side} is less than the {pixels.size} pixels a side that "
+                f"data.shrink_pictures: {side} is less than the {largest} pixels a side that "
                 "the model sees; true and larger numbers are accepted"
             )
         return Shrunk(side, pixels.interpolation)
@@ -333,12 +344,14 @@ class PairDataset(Dataset[Sample]):
         rows: Rows,
         *,
         pixels: Pixels,
+        sizes: SizeSchedule = FULL_SIZE,
         augment: Augmentation | None,
         captions: CaptionPolicy,
         seed: int,
     ) -> None:
         self.rows = rows
         self.pixels = pixels
+        self.sizes = sizes
         self.augment = augment
         self.captions = captions
         self.seed = seed
@@ -358,6 +371,7 @@ class PairDataset(Dataset[Sample]):
         row, which = self._locate(key.number)
         caption = self._caption(row, which, rng)
         pixels = self.pixels
+        pixels = pixels._replace(size=self.sizes.at(key.epoch, full=pixels.size))
         with naming_broken(f"{self.rows.key(row)!r} (row {row})"):
             picture, identity = self._picture(row)
             if self.augment is not None:

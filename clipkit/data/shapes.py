@@ -31,6 +31,8 @@ class ShapesPairs(PairDataModule):
         cache_tokens: keep the tokens of every caption on disk, about 60 bytes a caption.
         cache_folder: where they are kept; left out, `clipkit` in the user's cache folder.
         image_size: pixels a side, where no trainer says it.
+        image_sizes: pixels a side of training pictures from an epoch on, counted from 0, such as
+            {0: 112, 24: 224}; before the first and without any, the image encoder's own size.
         tokenizer: where no trainer says it.
         seed: of order and augmentation; left out, the run's seed.
     """
@@ -48,6 +50,7 @@ class ShapesPairs(PairDataModule):
         cache_tokens: bool = False,
         cache_folder: str | None = None,
         image_size: int | None = None,
+        image_sizes: dict[int, int] | None = None,
         tokenizer: Tokenizer | None = None,
         seed: int | None = None,
     ) -> None:
@@ -60,6 +63,7 @@ class ShapesPairs(PairDataModule):
             cache_tokens=cache_tokens,
             cache_folder=cache_folder,
             image_size=image_size,
+            image_sizes=image_sizes,
             tokenizer=tokenizer,
             seed=seed,
         )

@@ -86,6 +86,10 @@ class ImageEncoder(Encoder):
         """Pixels in [0, 1] to zero mean and unit deviation, by this encoder's own statistics."""
         return (images - self.mean) / self.std
 
+    def try_size(self, size: int) -> None:
+        """Run on an empty picture of a size; fails, with whatever it fails, where it is refused."""
+        shape_of_features(self, size)
+
     @abstractmethod
     def forward(self, images: Tensor) -> Tensor:
         """Float pixels in [0, 1], not yet normalised, (B, 3, H, W) -> (B, feature_dim)."""
@@ -118,3 +122,21 @@ class PackingTextEncoder(TextEncoder):
 
         With `packed`, the real tokens among them, no layer but attention computes padding.
         """
+
+
+def shape_of_features(module: nn.Module, size: int) -> torch.Size:
+    """Return the shape of what a module gives for one picture of a size, in evaluation."""
+    tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    shapes = {name: tensor.to("meta") for name, tensor in tensors.items()}
+    training = module.training
+    module.eval()
+    try:
+        with torch.no_grad():
+            try:  # shapes alone cost nothing, even for the largest tower
+                picture = torch.empty(1, 3, size, size, device="meta")
+                features: Tensor = torch.func.functional_call(module, shapes, (picture,))
+            except Exception:  # a wrong size, or a module that has to look at numbers
+                features = module(torch.zeros(1, 3, size, size).to(next(module.parameters())))
+    finally:
+        module.train(training)
+    return features.shape

@@ -15,6 +15,7 @@ from clipkit.encoders.base import (
     ResizeMode,
 )
 from clipkit.errors import UserError
+from clipkit.pieces import counting_norms, run_again
 
 
 class ConvNet(ImageEncoder):
@@ -32,6 +33,8 @@ class ConvNet(ImageEncoder):
         pool: Side of the grid that the last stage is averaged to.
         feature_dim: Width of the features.
         dropout: Dropout on the pooled grid.
+        gradient_checkpointing: Keep the inputs of the stages alone, and run each again for its
+            gradient.
     """
 
     def __init__(
@@ -48,6 +51,7 @@ class ConvNet(ImageEncoder):
         std: tuple[float, float, float] = CLIP_STD,
         interpolation: Interpolation = "bicubic",
         resize_mode: ResizeMode = "shortest",
+        gradient_checkpointing: bool = False,
     ) -> None:
         super().__init__(
             feature_dim=feature_dim,
@@ -79,6 +83,7 @@ class ConvNet(ImageEncoder):
                 width = stage_width
             stages.append(nn.Sequential(*layers))
         self.stages = nn.Sequential(*stages)
+        self.gradient_checkpointing = gradient_checkpointing
         self.pool = nn.AdaptiveAvgPool2d(pool)
         self.dropout = nn.Dropout(dropout)
         self.project = nn.Linear(width * pool * pool, feature_dim)
@@ -87,8 +92,11 @@ class ConvNet(ImageEncoder):
         """Float pixels in [0, 1], (B, 3, H, W) -> (B, feature_dim)."""
         # A CPU convolves a third faster where the channels lie side by side.
         pixels = self.normalise(images).contiguous(memory_format=torch.channels_last)
-        grid = self.pool(self.stages(self.stem(pixels)))
-        features: Tensor = self.project(self.dropout(grid.flatten(1)))
+        maps = self.stem(pixels)
+        again = self.gradient_checkpointing and torch.is_grad_enabled()
+        for stage in self.stages:
+            maps = run_again(stage, maps, norms=counting_norms([stage])) if again else stage(maps)
+        features: Tensor = self.project(self.dropout(self.pool(maps).flatten(1)))
         return features
 
     def layer_groups(self) -> list[LayerGroup]:

@@ -41,12 +41,16 @@ class TextOperations(NamedTuple):
         return self.constant * captions + self.linear * tokens + self.quadratic * squares
 
 
-def image_operations(encoder: ImageEncoder) -> float:
+def image_operations(encoder: ImageEncoder, size: int | None = None) -> float:
     """Return the operations of one picture, in the encoder's present mode.
 
     While it trains, patches that it drops are not counted.
+
+    Args:
+        encoder: the tower.
+        size: of the picture, if it is not the encoder's own.
     """
-    size = encoder.image_size
+    size = encoder.image_size if size is None else size
     # Batch norm cannot learn from a single picture.
     return _counted(encoder, torch.zeros(2, 3, size, size)) / 2
 

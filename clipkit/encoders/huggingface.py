@@ -28,6 +28,8 @@ class HuggingFaceTextEncoder(TextEncoder):
         pooling: `end` is the first end token, `last` the last token that is not padding.
         config: the configuration itself (`model_type` and what differs from its defaults), so that
             nothing is read; vocabulary size and special ids are the contract's unless given.
+        gradient_checkpointing: keep the inputs of the blocks alone, and run each again for its
+            gradient.
 
     Raises:
         UserError: transformers is missing, the model cannot be had, or the contract does not fit.
@@ -41,6 +43,7 @@ class HuggingFaceTextEncoder(TextEncoder):
         pretrained: bool = True,
         pooling: HuggingFacePooling = "mean",
         config: dict[str, Any] | None = None,
+        gradient_checkpointing: bool = False,
     ) -> None:
         transformers = _import_transformers()
         if pooling not in get_args(HuggingFacePooling):
@@ -68,6 +71,8 @@ class HuggingFaceTextEncoder(TextEncoder):
         self.end_id = contract.end_id
         self.pad_id = contract.pad_id
         self.model = model
+        if gradient_checkpointing:
+            _checkpoint_blocks(model)
 
     def forward(self, tokens: Tensor) -> Tensor:
         return _features(self.model, tokens, self.pooling, end_id=self.end_id, pad_id=self.pad_id)
@@ -234,6 +239,21 @@ def _probe(model: Any, contract: TextContract, pooling: HuggingFacePooling) -> T
     finally:
         model.train(training)
     return torch.cat(features)
+
+
+def _checkpoint_blocks(model: Any) -> None:
+    new_name = "activation_checkpointing_enable"  # transformers 5
+    enable = getattr(model, new_name, model.gradient_checkpointing_enable)
+    try:
+        enable({"use_reentrant": False})
+    except ValueError as error:
+        raise UserError(
+            f"{KEY}.gradient_checkpointing: {model.config.model_type} does not have it, "
+            "accepted is false"
+        ) from error
+    # For reentrant checkpoints; here it would pass gradients through a locked tower.
+    if hasattr(model, "_require_grads_hook"):
+        model.disable_input_require_grads()
 
 
 def _features(

@@ -12,10 +12,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from clipkit.encoders.base import ImageEncoder, Interpolation, LayerGroup, ResizeMode
+from clipkit.encoders.base import (
+    ImageEncoder,
+    Interpolation,
+    LayerGroup,
+    ResizeMode,
+    shape_of_features,
+)
 from clipkit.errors import UserError
+from clipkit.pieces import counting_norms, leave_out_reruns
 
 KEY = "model.image_encoder"
+# What timm calls our arguments.
+OPTIONS = {
+    "drop_path_rate": "drop_path_ratio",
+    "patch_drop_rate": "patch_drop_ratio",
+    "dynamic_img_size": "any_size",
+}
 # Parameters that hold one row for each position, or stand at one, by the last part of their name.
 POSITION_PARTS = ("pos_embed", "rel_pos", "relative_position_bias_table", "cls_token", "reg_token")
 
@@ -32,6 +45,10 @@ class TimmImageEncoder(ImageEncoder):
             `visual.trunk.` are found and cut, position tables resized, classifiers left out.
         drop_path_ratio: stochastic depth, up to this ratio in the last block.
         patch_drop_ratio: patches left out of each training step (https://arxiv.org/abs/2212.00794).
+        gradient_checkpointing: keep the inputs of the blocks alone, and run each again for its
+            gradient.
+        any_size: a ViT takes pictures of other sizes too, and resamples its position table for
+            them in each forward pass; what `data.image_sizes` needs.
 
     Raises:
         UserError: a name, size, option or weight file that timm or the model does not take.
@@ -50,6 +67,8 @@ class TimmImageEncoder(ImageEncoder):
         std: list[float] | None = None,
         interpolation: Interpolation | None = None,
         resize_mode: ResizeMode | None = None,
+        gradient_checkpointing: bool = False,
+        any_size: bool = False,
     ) -> None:
         import timm
 
@@ -59,6 +78,8 @@ class TimmImageEncoder(ImageEncoder):
                 f"{KEY}.pretrained: true and {KEY}.weights: {weights} exclude each other"
             )
         options = _drop_options(drop_path_ratio, patch_drop_ratio)
+        if any_size and config.fixed_input_size:
+            options["dynamic_img_size"] = True
         native_size = config.input_size[-1]
         size = native_size if image_size is None else image_size
         if size < 1:
@@ -86,9 +107,21 @@ class TimmImageEncoder(ImageEncoder):
             resize_mode=resize_mode or ("squash" if squashed else "shortest"),
         )
         self.trunk = trunk
+        self.any_size = any_size
+        self.convolutional = _is_convolutional(trunk)
+        if self.convolutional:
+            trunk.to(memory_format=torch.channels_last)
+        self.gradient_checkpointing = gradient_checkpointing
+        if gradient_checkpointing:
+            _checkpoint_blocks(trunk, name)
 
     def forward(self, images: Tensor) -> Tensor:
-        features: Tensor = self.trunk(self.normalise(images))
+        if self.gradient_checkpointing:
+            leave_out_reruns(counting_norms([self.trunk]))
+        pixels = self.normalise(images)
+        if self.convolutional:
+            pixels = pixels.contiguous(memory_format=torch.channels_last)
+        features: Tensor = self.trunk(pixels)
         return features
 
     def layer_groups(self) -> list[LayerGroup]:
@@ -135,12 +168,16 @@ def _pretrained_config(timm: ModuleType, name: str) -> Any:
         ) from None
 
 
+def _is_convolutional(trunk: nn.Module) -> bool:
+    # A ViT has one convolution, which cuts the patches.
+    return sum(isinstance(module, nn.Conv2d) for module in trunk.modules()) > 2
+
+
 def _drop_options(drop_path_ratio: float, patch_drop_ratio: float) -> dict[str, float]:
     options = {}
-    for key, option, ratio in (
-        ("drop_path_ratio", "drop_path_rate", drop_path_ratio),
-        ("patch_drop_ratio", "patch_drop_rate", patch_drop_ratio),
-    ):
+    ratios = {"drop_path_rate": drop_path_ratio, "patch_drop_rate": patch_drop_ratio}
+    for option, ratio in ratios.items():
+        key = OPTIONS[option]
         if not 0.0 <= ratio < 1.0:
             raise UserError(f"{KEY}.{key}: {ratio} is not a ratio, accepted are 0 to below 1")
         if ratio > 0.0:
@@ -170,13 +207,12 @@ def _create(
     try:
         return timm.create_model(name, pretrained=pretrained, num_classes=0, **sized, **options)
     except TypeError as error:
-        refused = [
-            f"{option.removesuffix('_rate')}_ratio" for option in options if option in str(error)
-        ]
+        refused = [argument for option, argument in OPTIONS.items() if option in str(error)]
         if not refused:
             raise
+        accepted = "false" if refused[0] == "any_size" else "0"
         raise UserError(
-            f"{KEY}.{refused[0]}: {name} does not have this option, accepted is 0"
+            f"{KEY}.{refused[0]}: {name} does not have this option, accepted is {accepted}"
         ) from None
     except Exception as error:
         if pretrained:
@@ -189,33 +225,30 @@ def _create(
         ) from error
 
 
+def _checkpoint_blocks(trunk: Any, name: str) -> None:
+    try:
+        trunk.set_grad_checkpointing(True)
+    except (AttributeError, AssertionError):
+        raise UserError(
+            f"{KEY}.gradient_checkpointing: {name} does not have it, accepted is false"
+        ) from None
+
+
 def _measured_feature_dim(trunk: nn.Module, name: str, size: int) -> int:
     """The width of what the model really returns, from a pass over one empty picture."""
-    tensors = {**dict(trunk.named_parameters()), **dict(trunk.named_buffers())}
-    shapes = {key: tensor.to("meta") for key, tensor in tensors.items()}
-    training = trunk.training
-    trunk.eval()
     try:
-        with torch.no_grad():
-            try:  # shapes alone cost nothing, even for the largest tower
-                features = torch.func.functional_call(
-                    trunk, shapes, (torch.empty(1, 3, size, size, device="meta"),)
-                )
-            except Exception:  # a wrong size, or a model that has to look at numbers
-                features = trunk(torch.zeros(1, 3, size, size))
+        shape = shape_of_features(trunk, size)
     except Exception as error:
         raise UserError(
             f"{KEY}.image_size: {name} does not take {size}{_accepted_sizes(trunk)} "
             f"({_first_line(error)})"
         ) from error
-    finally:
-        trunk.train(training)
-    if features.ndim != 2:
+    if len(shape) != 2:
         raise UserError(
-            f"{KEY}.name: {name} gives features of shape {tuple(features.shape)}, "
+            f"{KEY}.name: {name} gives features of shape {tuple(shape)}, "
             "accepted is one vector for each picture"
         )
-    return int(features.shape[1])
+    return shape[1]
 
 
 def _accepted_sizes(trunk: nn.Module) -> str:

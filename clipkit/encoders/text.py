@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from clipkit.encoders.base import LayerGroup, PackingTextEncoder
 from clipkit.encoders.packing import Packed, from_grid, to_grid
 from clipkit.errors import UserError
+from clipkit.pieces import run_again
 from clipkit.tokenizer import TextContract
 
 KEY = "model.text_encoder"
@@ -42,6 +43,8 @@ class TextTransformer(PackingTextEncoder):
         pooling: the feature is taken at the first end token, at the last place of the sequence
             (padding or not), at the first, or as the mean up to the first end token.
         attend_padding: a tower that is not causal lets tokens see the padding after the end token.
+        gradient_checkpointing: keep the inputs of the blocks alone, and run each again for its
+            gradient.
 
     Raises:
         UserError: `heads` does not divide `width`, or a pooling or activation is unknown.
@@ -61,6 +64,7 @@ class TextTransformer(PackingTextEncoder):
         norm_eps: float = 1e-5,
         mlp_ratio: float = 4.0,
         dropout: float = 0.0,
+        gradient_checkpointing: bool = False,
     ) -> None:
         super().__init__(feature_dim=width)
         if heads < 1 or width % heads:
@@ -77,6 +81,7 @@ class TextTransformer(PackingTextEncoder):
                 )
         self.end_id = contract.end_id
         self.causal = causal
+        self.gradient_checkpointing = gradient_checkpointing
         self.pooling = pooling
         self.mask_padding = not causal and not attend_padding
         # Up to the end token nothing sees the padding, and nothing after it is pooled.
@@ -110,8 +115,9 @@ class TextTransformer(PackingTextEncoder):
             hidden = self.look_up(tokens) + self.position_embedding[:length]  # (B, L, W)
         else:
             hidden = packed.vectors + self.position_embedding[packed.places % length]  # (T, W)
+        again = self.gradient_checkpointing and torch.is_grad_enabled()
         for block in self.blocks:
-            hidden = block(hidden, attend)
+            hidden = run_again(block, hidden, attend) if again else block(hidden, attend)
         hidden = self.final_norm(hidden)
         if packed is not None:
             hidden = to_grid(hidden, packed.places, tokens.shape)

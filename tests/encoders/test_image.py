@@ -202,6 +202,73 @@ def test_drops_are_for_training_only() -> None:
     assert not torch.equal(encoder(pictures(64)), encoder(pictures(64)))
 
 
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [
+        ("test_vit", 1),  # a class token
+        ("test_vit2", 0),  # registers, pooled by averages
+        ("test_vit4", 0),
+        ("vit_base_patch16_siglip_224", 0),  # no prefix token, pooled by attention
+    ],
+)
+def test_patches_are_dropped_and_prefix_tokens_are_not(name: str, count: int) -> None:
+    with torch.device("meta"):
+        encoder = TimmImageEncoder(name, image_size=64, patch_drop_ratio=0.75)
+        trunk = encoder.train().trunk
+        seen: list[int] = []
+        trunk.blocks[0].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].shape[1]))
+        assert encoder(torch.empty(2, 3, 64, 64)).shape == (2, encoder.feature_dim)
+        encoder.eval()(torch.empty(2, 3, 64, 64))
+    patches = (64 // trunk.patch_embed.patch_size[0]) ** 2
+    assert (trunk.cls_token is not None) == bool(count)
+    assert seen == [patches // 4 + trunk.num_prefix_tokens, patches + trunk.num_prefix_tokens]
+
+
+def test_patch_dropout_is_nothing_in_evaluation() -> None:
+    torch.manual_seed(0)
+    plain = TimmImageEncoder("test_vit", image_size=64)
+    dropping = TimmImageEncoder("test_vit", image_size=64, patch_drop_ratio=0.5)
+    dropping.load_state_dict(plain.state_dict())
+    state = torch.get_rng_state()
+    assert torch.equal(features(dropping), features(plain))
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_convnext", "test_efficientnet"])
+def test_conv_nets_run_in_channels_last(name: str) -> None:
+    torch.manual_seed(0)
+    encoder = TimmImageEncoder(name, image_size=64).double()
+    plain = timm.create_model(name, num_classes=0).double()
+    plain.load_state_dict(encoder.trunk.state_dict())
+    assert all(p.is_contiguous() for p in plain.parameters())
+    strides: list[bool] = []
+    for module in encoder.modules():
+        if isinstance(module, torch.nn.Conv2d):
+            module.register_forward_pre_hook(
+                lambda _, inputs: strides.append(
+                    inputs[0].is_contiguous(memory_format=torch.channels_last)
+                )
+            )
+    images = pictures(64, 3).double()
+    encoder.train()(images).pow(3).sum().backward()
+    plain.train()((images - encoder.mean) / encoder.std).pow(3).sum().backward()
+    assert all(strides)
+    expected = dict(plain.named_parameters())
+    for name_of, parameter in encoder.trunk.named_parameters():
+        torch.testing.assert_close(parameter.grad, expected[name_of].grad, rtol=1e-9, atol=1e-9)
+    before = encoder.state_dict()
+    encoder.trunk.load_state_dict(plain.state_dict())  # a checkpoint from before
+    assert before.keys() == encoder.state_dict().keys()
+    convolutions = [m for m in encoder.modules() if isinstance(m, torch.nn.Conv2d)]
+    channels_last = torch.channels_last
+    assert all(m.weight.is_contiguous(memory_format=channels_last) for m in convolutions)
+
+
+def test_a_vit_is_left_as_it_is() -> None:
+    encoder = TimmImageEncoder("test_vit", image_size=64)
+    assert encoder.trunk.patch_embed.proj.weight.is_contiguous()
+
+
 def test_position_tables_never_decay() -> None:
     vit = TimmImageEncoder("test_vit", image_size=64)
     assert vit.no_weight_decay() == {"trunk.cls_token", "trunk.pos_embed"}
