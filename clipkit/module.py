@@ -170,7 +170,7 @@ class CLIPModule(L.LightningModule):
         With `packed`, the real tokens alone, for a tower that takes them (`PackingTextEncoder`).
         """
         if packed is not None:
-            return _normalize(self.text_head(self.text_encoder(tokens, packed)))
+            return _normalize(self.text_head(self._tower("text")(tokens, packed)))
         contract = self.tokenizer.contract
         missing = contract.context_length - tokens.shape[1]
         if missing > 0 and not self.text_encoder.trim_is_exact:
@@ -238,9 +238,7 @@ class CLIPModule(L.LightningModule):
         """Return how the text side takes a batch: without padding, or with as little as it may."""
         tokens, most = batch["tokens"], self.micro_batch
         knows_lengths = self.text_encoder.trim_is_exact and "lengths" in batch
-        # A compiled tower takes captions of any length, but not packed ones.
-        packs = isinstance(self._tower("text"), PackingTextEncoder)
-        if knows_lengths and packs:
+        if knows_lengths and isinstance(self.text_encoder, PackingTextEncoder):
             spans = spans_of(batch["lengths"], most=most or len(tokens), overhead=0)
             return CaptionGroups(None, spans, packed=True)
         # Captions of like length together; batch norm would take its statistics from such alone.
