@@ -90,22 +90,16 @@ def test_a_resumed_run_equals_an_uninterrupted_one(fit, command):
     assert all(torch.equal(whole[name], rest[name]) for name in whole)
 
 
-def test_patch_dropout_repeats_and_resumes(fit):
-    """With the same seed, in micro-batches that run twice, and where a run goes on."""
+def test_patch_dropout_repeats(fit):
+    """With the same seed, in micro-batches that run twice."""
     words = [
         "--model.image_encoder=TimmImageEncoder", "--model.image_encoder.name=test_vit",
         "--model.image_encoder.image_size=32", "--model.image_encoder.patch_drop_ratio=0.5",
-        "--model.micro_batch=4", "--trainer.max_epochs=3",
-        "--trainer.callbacks+=lightning.pytorch.callbacks.ModelCheckpoint",
-        "--trainer.callbacks.filename={epoch}", "--trainer.callbacks.save_top_k=-1",
-        "--trainer.callbacks.every_n_epochs=2",
+        "--model.micro_batch=4",
     ]  # fmt: skip
     for name in ("a", "b"):
         assert fit(*words, name=name) == 0
     assert losses("runs/tiny/a") == losses("runs/tiny/b")
-    first = Path("runs/tiny/a/checkpoints/epoch=1.ckpt")
-    assert fit(*words, "--ckpt_path", first, name="rest") == 0
-    assert losses("runs/tiny/rest") == losses("runs/tiny/a")[4:]
 
 
 def test_val_loss_does_not_depend_on_the_training_batch(fit, command, workdir, capsys):
