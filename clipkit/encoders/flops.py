@@ -10,7 +10,7 @@ and two products of (L, w) with (w, L) in attention. The causal half of attentio
 from __future__ import annotations
 
 import copy
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -58,13 +58,22 @@ def image_operations(encoder: ImageEncoder, size: int | None = None) -> float:
 def text_operations(encoder: TextEncoder, contract: TextContract) -> TextOperations:
     """Return the operations of a caption by its length: in closed form, or counted and fitted."""
     if isinstance(encoder, TextTransformer):
-        weights = sum(p.numel() for p in encoder.blocks.parameters() if p.ndim == 2)
-        return TextOperations(0.0, 2.0 * weights, 4.0 * len(encoder.blocks) * encoder.feature_dim)
+        weights = _weights(encoder.blocks)
+        # In the last block they are applied to the pooled token alone.
+        last: Any = encoder.blocks[-1]
+        once = 0 if encoder.pooling == "mean" else _weights(last.mlp) + _weights(last.attention.out)
+        return TextOperations(
+            2.0 * once, 2.0 * (weights - once), 4.0 * len(encoder.blocks) * encoder.feature_dim
+        )
     context = contract.context_length
     lengths = sorted({min(2, context), context // 2 + 1, context})
     counts = [_counted(encoder, _caption(contract, length)) for length in lengths]
     fitted = np.polynomial.polynomial.polyfit(lengths, counts, len(lengths) - 1)
     return TextOperations(*(*fitted.tolist(), 0.0, 0.0)[:3])
+
+
+def _weights(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters() if p.ndim == 2)
 
 
 def backward_share(encoder: Encoder) -> float:

@@ -72,6 +72,8 @@ class TimmImageEncoder(ImageEncoder):
     ) -> None:
         import timm
 
+        from clipkit.encoders.class_token import leave_patches_out_of_the_last_block
+
         config = _pretrained_config(timm, name)
         if pretrained and weights is not None:
             raise UserError(
@@ -107,6 +109,7 @@ class TimmImageEncoder(ImageEncoder):
             resize_mode=resize_mode or ("squash" if squashed else "shortest"),
         )
         self.trunk = trunk
+        leave_patches_out_of_the_last_block(trunk)
         self.any_size = any_size
         self.convolutional = _is_convolutional(trunk)
         if self.convolutional:

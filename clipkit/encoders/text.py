@@ -71,6 +71,8 @@ class TextTransformer(PackingTextEncoder):
             raise UserError(
                 f"{KEY}.heads: {heads} does not divide the width {width}, accepted are its divisors"
             )
+        if depth < 1:
+            raise UserError(f"{KEY}.depth: {depth} is not accepted, whole numbers from 1 are")
         for key, value, accepted in (
             ("pooling", pooling, get_args(TextPooling)),
             ("activation", activation, get_args(Activation)),
@@ -116,21 +118,28 @@ class TextTransformer(PackingTextEncoder):
         else:
             hidden = packed.vectors + self.position_embedding[packed.places % length]  # (T, W)
         again = self.gradient_checkpointing and torch.is_grad_enabled()
+        pooled = self._pooled(tokens.shape, end, packed)
         for block in self.blocks:
-            hidden = run_again(block, hidden, attend) if again else block(hidden, attend)
-        hidden = self.final_norm(hidden)
+            inputs = (hidden, attend, pooled if block is self.blocks[-1] else None)
+            hidden = run_again(block, *inputs) if again else block(*inputs)
+        features: Tensor = self.final_norm(hidden)
+        if pooled is not None:
+            return features
         if packed is not None:
-            hidden = to_grid(hidden, packed.places, tokens.shape)
-        return self._pool(hidden, real, end)
+            features = to_grid(features, packed.places, tokens.shape)
+        return _mean_where(real, features)
 
-    def _pool(self, hidden: Tensor, real: Tensor, end: Tensor) -> Tensor:
+    def _pooled(self, grid: torch.Size, end: Tensor, packed: Packed | None) -> Tensor | None:
+        """Which of all tokens are the features, (B,); None where the feature is a mean."""
         if self.pooling == "mean":
-            return _mean_where(real, hidden)
-        if self.pooling == "first":
-            return hidden[:, 0]
-        if self.pooling == "last":
-            return hidden[:, -1]
-        return hidden[torch.arange(len(hidden), device=hidden.device), end]
+            return None
+        columns = {
+            "end": end,
+            "first": torch.zeros_like(end),
+            "last": torch.full_like(end, grid[1] - 1),
+        }
+        places = torch.arange(grid[0], device=end.device) * grid[1] + columns[self.pooling]
+        return places if packed is None else torch.searchsorted(packed.places, places)
 
     def layer_groups(self) -> list[LayerGroup]:
         groups: list[LayerGroup] = [[self.token_embedding, self.position_embedding]]
@@ -243,8 +252,10 @@ class _Block(nn.Module):
         self.mlp = _MLP(width, hidden, activation, dropout)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, hidden: Tensor, attend: _Attend) -> Tensor:
-        hidden = hidden + self.dropout(self.attention(self.attention_norm(hidden), attend))
+    def forward(self, hidden: Tensor, attend: _Attend, pooled: Tensor | None) -> Tensor:
+        """All tokens, (T, W) or (B, L, W), to as many; with `pooled`, to those of them, (B, W)."""
+        mixed = self.attention(self.attention_norm(hidden), attend, pooled)
+        hidden = _chosen(hidden, pooled) + self.dropout(mixed)
         branch: Tensor = self.dropout(self.mlp(self.mlp_norm(hidden)))
         return hidden + branch
 
@@ -258,9 +269,9 @@ class _Attention(nn.Module):
         self.value = nn.Linear(width, width)
         self.out = nn.Linear(width, width)
 
-    def forward(self, hidden: Tensor, attend: _Attend) -> Tensor:
+    def forward(self, hidden: Tensor, attend: _Attend, pooled: Tensor | None) -> Tensor:
         query, key, value = self.query(hidden), self.key(hidden), self.value(hidden)
-        out: Tensor = self.out(attend(query, key, value, self.heads))
+        out: Tensor = self.out(_chosen(attend(query, key, value, self.heads), pooled))
         return out
 
 
@@ -275,6 +286,11 @@ class _MLP(nn.Module):
     def forward(self, hidden: Tensor) -> Tensor:
         out: Tensor = self.shrink(self.dropout(self.activation(self.expand(hidden))))
         return out
+
+
+def _chosen(values: Tensor, pooled: Tensor | None) -> Tensor:
+    # Nothing but the pooled tokens leaves the last block: the rest of it is not computed.
+    return values if pooled is None else values.flatten(0, -2)[pooled]
 
 
 def _first_end(tokens: Tensor, end_id: int) -> Tensor:
