@@ -223,7 +223,10 @@ class CLIPModule(L.LightningModule):
         return to_uint8(resize_for_eval(decode_image(image), size, mode, encoder.interpolation))
 
     def forward(self, batch: PairBatch) -> Embeddings:
-        return Embeddings(self._image_side(batch["images"]), self._text_side(batch))
+        # The gradient comes to the images first, whose micro-batches take more memory: before that
+        # of the token table is there.
+        text = self._text_side(batch)
+        return Embeddings(self._image_side(batch["images"]), text)
 
     def _image_side(self, images: Tensor) -> Tensor:
         pieces = torch.split(images, self.micro_batch or len(images))

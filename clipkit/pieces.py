@@ -1,10 +1,9 @@
 """A tower on a batch in pieces: the gradient of the whole batch in the memory of one piece.
 
 A piece of a micro-batched tower runs under activation checkpointing: the forward pass keeps its
-inputs alone, and is run again, with the same random numbers, when the gradient arrives; only the
-last, which the gradient reaches first, is kept. The loss stands between the two and sees all
-embeddings, so that every pair is a negative of every other; this is GradCache
-(https://arxiv.org/abs/2101.06983) within automatic differentiation.
+inputs alone, and is run again, with the same random numbers, when the gradient arrives. The loss
+stands between the two and sees all embeddings, so that every pair is a negative of every other;
+this is GradCache (https://arxiv.org/abs/2101.06983) within automatic differentiation.
 """
 
 from __future__ import annotations
@@ -35,26 +34,20 @@ def embed_pieces(
         embed: a piece to (b, D).
         pieces: the batch, cut: what `embed` takes.
         modules: what `embed` runs through.
-        recompute: keep no activation of a piece but the last, and run it again for its gradient.
+        recompute: keep no activation of a piece, and run it again for its gradient; a lone piece
+            is kept.
     """
     norms = counting_norms(modules)
     # A frozen tower has nothing to recompute for.
     trained = any(p.requires_grad for module in modules for p in module.parameters())
     recompute = recompute and trained and torch.is_grad_enabled()
 
-    def run_again_later(*piece: Any) -> Tensor:
-        return run_again(embed, *piece, norms=norms)
-
     if len(pieces) == 1:
         return embed(*pieces[0])
-    # The gradient comes to the last piece first: keeping that one takes no more than a piece does.
-    # But batch norm keeps its running values, which move once all pieces are through.
-    kept = 0 if norms else 1
-    runs = [run_again_later if recompute else embed] * (len(pieces) - kept) + [embed] * kept
     with _counted_once(norms) as count:
         embeddings = []
-        for run, piece in zip(runs, pieces, strict=True):
-            embeddings.append(run(*piece))
+        for piece in pieces:
+            embeddings.append(run_again(embed, *piece, norms=norms) if recompute else embed(*piece))
             count()
     return torch.cat(embeddings)
 

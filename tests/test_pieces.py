@@ -134,17 +134,18 @@ def test_the_random_numbers_of_a_piece_are_drawn_once():
         torch.testing.assert_close(one, other, rtol=0, atol=1e-14)
 
 
-def test_the_last_piece_is_not_run_again():
-    """The gradient reaches it first, so keeping it takes no more than running it again would."""
+def test_pieces_are_run_again_from_the_last_to_the_first_and_a_lone_one_is_not():
     images, seen = torch.randn(9, 6), []
     head = nn.Linear(6, 4)
     head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0][0, 0].item()))
-    pieces = [(i,) for i in images.split(2)]
-    loss = (embed_pieces(head, pieces, modules=[head], recompute=True) ** 2).sum()
-    first = [piece[0, 0].item() for (piece,) in pieces]
-    assert seen == first
-    loss.backward()
-    assert seen == [*first, *reversed(first[:-1])]
+    for size in (2, 9):
+        seen.clear()
+        pieces = [(i,) for i in images.split(size)]
+        loss = (embed_pieces(head, pieces, modules=[head], recompute=True) ** 2).sum()
+        first = [piece[0, 0].item() for (piece,) in pieces]
+        assert seen == first
+        loss.backward()
+        assert seen == (first if len(pieces) == 1 else [*first, *reversed(first)])
 
 
 class Trims(TextEncoder):

@@ -160,14 +160,15 @@ def _run(
     pairs: int,
 ) -> None:
     rows = torch.arange(pairs, device=module.device) % len(batch["tokens"])
-    # Of both towers at once, as the last micro-batch of each is kept.
-    with context():
-        sides = (
-            module.encode_image(batch["images"][rows]),
-            module.encode_text(batch["tokens"][rows]),
-        )
-    trained = [one.sum() for one in sides if one.requires_grad]
-    torch.autograd.backward(trained)
+    sides: tuple[tuple[Callable[[Tensor], Tensor], Tensor], ...] = (
+        (module.encode_image, batch["images"]),
+        (module.encode_text, batch["tokens"]),
+    )
+    for embed, inputs in sides:  # one after the other, as micro-batches run again
+        with context():
+            embeddings = embed(inputs[rows])
+        if embeddings.requires_grad:
+            embeddings.sum().backward()  # type: ignore[no-untyped-call]
 
 
 def _entry(file: Path, name: str) -> int | None:
