@@ -49,7 +49,14 @@ def ask(question: Question, options: argparse.Namespace) -> Answer:
             words += ["--precision", "bf16", "--peak-flops", "1e12"]
     elif question.device == "cuda":
         words += ["--device", "cuda"]
-    command = [sys.executable, "-m", f"benchmarks.{words[0]}", *words[1:], "--output", str(path)]
+    command = [
+        sys.executable,
+        "-m",
+        f"benchmarks.{words[0]}",
+        *words[1:],
+        "--output",
+        os.path.relpath(path),
+    ]
     print(f"\n=== {question.name}: {question.asks}\n{shlex.join(command[1:])}", flush=True)
     began = time.perf_counter()
     failure = None

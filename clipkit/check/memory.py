@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from clipkit.data.pairs import PairBatch
 from clipkit.module import CLIPModule
@@ -168,7 +169,7 @@ def _run(
         with context():
             embeddings = embed(inputs[rows])
         if embeddings.requires_grad:
-            embeddings.sum().backward()  # type: ignore[no-untyped-call]
+            torch.autograd.backward(embeddings.sum())
 
 
 def _entry(file: Path, name: str) -> int | None:
