@@ -122,12 +122,15 @@ def test_utilisation_by_hand(fit, clock):
         for name, more in (("open", []), ("locked", ["--model.lock_image=0"]))
     )
     # The squares of the lengths are not logged: tokens alone come near enough for so small a tower.
-    length, width = open_["throughput/tokens_per_caption"], 16
-    text = 24 * length * width**2 + 4 * length**2 * width
-    text -= 18 * (length - 1) * width**2  # the only block is the last: it serves the pooled token
+    text = of_caption(open_["throughput/tokens_per_caption"])
     image = image_operations(ConvNet(image_size=16, widths=(8, 8), feature_dim=16))
     assert open_["throughput/mfu"] == pytest.approx(3 * (image + text) * 8 / 4 / 1e9, rel=0.01)
     assert locked["throughput/mfu"] == pytest.approx((image + 3 * text) * 8 / 4 / 1e9, rel=0.01)
+
+
+def of_caption(length, width=16):
+    """Operations of the tiny text tower; its only block is the last, for the pooled token alone."""
+    return 24 * length * width**2 + 4 * length**2 * width - 18 * (length - 1) * width**2
 
 
 def made(text=TextTransformer, micro_batch=None, **shape):
@@ -339,7 +342,7 @@ def test_two_ranks_are_counted_together(workdir, pictures):
     tokens = values(lines, "tokens_per_caption")
     for speed, share, length in zip(speeds, used, tokens, strict=True):
         # A device has half of the pairs, and its own peak.
-        pair = 3 * (image + 24 * length * 16**2 + 4 * length**2 * 16)
+        pair = 3 * (image + of_caption(length))
         assert share == pytest.approx(pair * speed / 2 / 1e9, rel=0.02)
 
 
