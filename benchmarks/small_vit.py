@@ -24,11 +24,14 @@ class SmallViT(ImageEncoder):
     def __init__(self) -> None:
         from timm.models.vision_transformer import VisionTransformer
 
+        from clipkit.encoders.initialisation import draw_as_clip
+
         super().__init__(feature_dim=WIDTH, image_size=IMAGE_SIZE)
         self.trunk = VisionTransformer(
             img_size=IMAGE_SIZE, patch_size=PATCH, embed_dim=WIDTH, depth=DEPTH, num_heads=HEADS,
             pre_norm=True, num_classes=0, global_pool="token",
         )  # fmt: skip
+        draw_as_clip(self.trunk)
 
     def no_weight_decay(self) -> set[str]:
         return {"trunk.cls_token"}  # a vector in open_clip, whose vectors are spared

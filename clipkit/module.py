@@ -235,6 +235,7 @@ class CLIPModule(L.LightningModule):
             [(piece,) for piece in pieces],
             modules=[self.image_encoder, self.image_head],
             recompute=self.micro_batch is not None,
+            keep_last=True,
         )
 
     def caption_groups(self, batch: PairBatch) -> CaptionGroups:

@@ -24,6 +24,7 @@ def embed_pieces(
     *,
     modules: Sequence[nn.Module],
     recompute: bool,
+    keep_last: bool = False,
 ) -> Tensor:
     """Return the embeddings of all pieces (B, D), in their order.
 
@@ -36,18 +37,23 @@ def embed_pieces(
         modules: what `embed` runs through.
         recompute: keep no activation of a piece, and run it again for its gradient; a lone piece
             is kept.
+        keep_last: keep those of the last piece, which the gradient reaches first: the right thing
+            for the tower that runs last, whose gradient comes before any other memory is taken.
     """
     norms = counting_norms(modules)
     # A frozen tower has nothing to recompute for.
     trained = any(p.requires_grad for module in modules for p in module.parameters())
     recompute = recompute and trained and torch.is_grad_enabled()
+    # Batch norm keeps its running values for the gradient; they move once all pieces are through.
+    kept = len(pieces) - 1 if keep_last and not norms else None
 
     if len(pieces) == 1:
         return embed(*pieces[0])
     with _counted_once(norms) as count:
         embeddings = []
-        for piece in pieces:
-            embeddings.append(run_again(embed, *piece, norms=norms) if recompute else embed(*piece))
+        for number, piece in enumerate(pieces):
+            again = recompute and number != kept
+            embeddings.append(run_again(embed, *piece, norms=norms) if again else embed(*piece))
             count()
     return torch.cat(embeddings)
 

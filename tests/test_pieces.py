@@ -134,18 +134,19 @@ def test_the_random_numbers_of_a_piece_are_drawn_once():
         torch.testing.assert_close(one, other, rtol=0, atol=1e-14)
 
 
-def test_pieces_are_run_again_from_the_last_to_the_first_and_a_lone_one_is_not():
+@pytest.mark.parametrize("keep_last", [False, True])
+@pytest.mark.parametrize("size", [2, 9])
+def test_pieces_are_run_again_from_the_last_to_the_first(size, keep_last):
     images, seen = torch.randn(9, 6), []
     head = nn.Linear(6, 4)
     head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0][0, 0].item()))
-    for size in (2, 9):
-        seen.clear()
-        pieces = [(i,) for i in images.split(size)]
-        loss = (embed_pieces(head, pieces, modules=[head], recompute=True) ** 2).sum()
-        first = [piece[0, 0].item() for (piece,) in pieces]
-        assert seen == first
-        loss.backward()
-        assert seen == (first if len(pieces) == 1 else [*first, *reversed(first)])
+    pieces = [(i,) for i in images.split(size)]
+    found = embed_pieces(head, pieces, modules=[head], recompute=True, keep_last=keep_last)
+    first = [piece[0, 0].item() for (piece,) in pieces]
+    assert seen == first
+    (found**2).sum().backward()
+    kept = keep_last or len(pieces) == 1
+    assert seen == [*first, *reversed(first[:-1] if kept else first)]
 
 
 class Trims(TextEncoder):

@@ -22,13 +22,17 @@ class ClassTokenBlock(Block):
         return x + branch
 
 
-def leave_patches_out_of_the_last_block(trunk: Any) -> None:
-    """Change a plain ViT that pools its class token; leave any other model as it is."""
-    if (
+def pools_its_class_token(trunk: Any) -> bool:
+    """Whether a model is a plain ViT whose feature is its class token, as CLIP's is."""
+    return (
         type(trunk) is VisionTransformer
         and trunk.global_pool == "token"
         and trunk.cls_token is not None
         and trunk.attn_pool is None
-        and type(trunk.blocks[-1]) is Block
-    ):
+    )
+
+
+def leave_patches_out_of_the_last_block(trunk: Any) -> None:
+    """Change a plain ViT that pools its class token; leave any other model as it is."""
+    if pools_its_class_token(trunk) and type(trunk.blocks[-1]) is Block:
         trunk.blocks[-1].__class__ = ClassTokenBlock

@@ -36,7 +36,8 @@ POSITION_PARTS = ("pos_embed", "rel_pos", "relative_position_bias_table", "cls_t
 class TimmImageEncoder(ImageEncoder):
     """A timm model without its classifier, (B, 3, H, W) -> (B, feature_dim).
 
-    Image size, mean, std, interpolation and resize mode are the model's own where left out.
+    Image size, mean, std, interpolation and resize mode are the model's own where left out. A plain
+    ViT that starts from nothing draws its weights as open_clip's does, any other model as timm does.
 
     Args:
         name: a name timm knows, with or without a weight tag (`vit_base_patch32_clip_224.openai`).
@@ -72,7 +73,11 @@ class TimmImageEncoder(ImageEncoder):
     ) -> None:
         import timm
 
-        from clipkit.encoders.class_token import leave_patches_out_of_the_last_block
+        from clipkit.encoders.class_token import (
+            leave_patches_out_of_the_last_block,
+            pools_its_class_token,
+        )
+        from clipkit.encoders.initialisation import draw_as_clip
 
         config = _pretrained_config(timm, name)
         if pretrained and weights is not None:
@@ -97,6 +102,8 @@ class TimmImageEncoder(ImageEncoder):
             _load(trunk, hub_weights, source=f"{KEY}.pretrained: the hub's file")
         if weights is not None:
             _load(trunk, _read_tensors(weights), source=f"{KEY}.weights: {weights}")
+        elif not pretrained and pools_its_class_token(trunk):
+            draw_as_clip(trunk)
         # SigLIP was trained on squashed pictures, though timm evaluates it on crops.
         squashed = config.crop_mode == "squash" or "siglip" in name
         super().__init__(
