@@ -36,8 +36,9 @@ POSITION_PARTS = ("pos_embed", "rel_pos", "relative_position_bias_table", "cls_t
 class TimmImageEncoder(ImageEncoder):
     """A timm model without its classifier, (B, 3, H, W) -> (B, feature_dim).
 
-    Image size, mean, std, interpolation and resize mode are the model's own where left out. A plain
-    ViT that starts from nothing draws its weights as open_clip's does, any other model as timm does.
+    Image size, mean, std, interpolation and resize mode are the model's own where left out. A ViT
+    with a class token that starts from nothing draws its weights as open_clip's does, others as timm
+    does.
 
     Args:
         name: a name timm knows, with or without a weight tag (`vit_base_patch32_clip_224.openai`).

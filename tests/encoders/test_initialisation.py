@@ -6,6 +6,7 @@ from safetensors.torch import save_file
 
 from clipkit.encoders import TimmImageEncoder
 
+
 def test_every_tensor_has_the_spread_of_open_clips():
     open_clip = pytest.importorskip("open_clip", reason="needs the extra peers")
     from tests.test_parity import ours_from_theirs
