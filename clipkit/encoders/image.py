@@ -37,8 +37,7 @@ class TimmImageEncoder(ImageEncoder):
     """A timm model without its classifier, (B, 3, H, W) -> (B, feature_dim).
 
     Image size, mean, std, interpolation and resize mode are the model's own where left out. A ViT
-    with a class token that starts from nothing draws its weights as open_clip's does, others as timm
-    does.
+    with a class token that starts from nothing draws its weights as open_clip's does.
 
     Args:
         name: a name timm knows, with or without a weight tag (`vit_base_patch32_clip_224.openai`).
