@@ -48,7 +48,7 @@ CPU = (
     ),
     Question(
         "micro-batches", "the memory of a small batch, the loss of a large one",
-        "micro_batches --rounds 3", f"{TINY} --batch 4 --micro-batch 2 --rounds 1",
+        "micro_batches --rounds 6", f"{TINY} --batch 4 --micro-batch 2 --rounds 1",
         findings.of_micro_batches,
     ),
     Question(
@@ -74,8 +74,8 @@ CPU = (
     ),
     Question(
         "end-to-end", "from JPEG files on disk to steps, against open_clip's training",
-        "end_to_end --rounds 3", "--model tiny --steps 2 --rounds 1 --workers 0",
-        findings.of_end_to_end,
+        "end_to_end --workers 1 2 --steps 4 --rounds 6",
+        "--model tiny --steps 2 --rounds 1 --workers 0", findings.of_end_to_end, minutes=10,
     ),
     Question(
         "start-up", "how long commands take to start",
