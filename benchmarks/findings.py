@@ -17,6 +17,7 @@ class Measured(NamedTuple):
     value: float
     low: float
     high: float
+    coverage: float = 1.0  # how surely the interval holds it
 
 
 class Finding(NamedTuple):
@@ -40,9 +41,11 @@ class Finding(NamedTuple):
         """The value in words."""
         if self.measured is None:
             return "not measured"
-        value, low, high = map(_number, self.measured)
+        value, low, high = map(_number, self.measured[:3])
         interval = f" ({low} to {high})" if "-" in low + high else f" ({low}-{high})"
-        return f"{value}{self.unit}" + (interval if low != high else "")
+        shown = f"{value}{self.unit}" + (interval if low != high else "")
+        unsure = low != high and self.measured.coverage < 0.9
+        return f"{shown}, {100 * self.measured.coverage:.0f} % sure" if unsure else shown
 
     @property
     def verdict(self) -> str:
@@ -50,7 +53,7 @@ class Finding(NamedTuple):
         if self.goal is None or self.measured is None:
             return ""
         sign = -1 if self.at_most else 1
-        margins = sorted(sign * (end - self.goal) for end in self.measured[1:])
+        margins = sorted(sign * (end - self.goal) for end in self.measured[1:3])
         if margins[0] >= 0:
             return "met"
         return "open" if margins[1] >= 0 else "not met"
@@ -66,7 +69,7 @@ def spread_of(found: Mapping[str, Any] | None) -> Measured | None:
         return None
     # Files of the first days have the extremes.
     low, high = (found.get(new, found.get(old)) for new, old in (("low", "min"), ("high", "max")))
-    return Measured(found["median"], low, high)
+    return Measured(found["median"], low, high, found.get("coverage", 1.0))
 
 
 def exactly(value: float | None) -> Measured | None:
@@ -80,10 +83,10 @@ def exactly(value: float | None) -> Measured | None:
 def of_step(result: Result) -> Iterator[Finding]:
     """Pairs a second against open_clip's best, and utilisation."""
     rates, goals = result["pairs_per_second"], result["must_show"]["times_as_fast"]
-    compiled = any("compiled" in name for name in rates)
     for name, goal in goals.items():
         # The switch is judged where it is.
-        name = name.replace("clipkit", "clipkit, compiled") if compiled else name
+        compiled = name.replace("clipkit", "clipkit, compiled")
+        name = compiled if compiled in rates else name
         what = "77 tokens" if name.endswith("padded") else "captions trimmed"
         fast = spread_of(result.get("times_as_fast", {}).get(name))
         yield Finding(f"pairs/s over open_clip's, {what}", fast, goal, " times")
@@ -213,10 +216,12 @@ def of_start_up(result: Result) -> Iterator[Finding]:
 def of_trains_as_well(result: Result) -> Iterator[Finding]:
     """Points of R@10 that ours is ahead, by the wider of both intervals."""
     found = result["difference"]
-    ends = [end for kind in ("welch", "paired") for end in found[kind] or [found["value"]]]
-    ahead = Measured(found["value"], min(ends), max(ends))
-    yield Finding("mean R@10, ours minus theirs", ahead, result["must_show"]["difference_low"],
-                  " points")  # fmt: skip
+    ends = [end for kind in ("welch", "paired") for end in found[kind] or []]
+    # A single seed a side has no interval, and its value says nothing of the goal.
+    value = found["value"]
+    ahead = Measured(value, min(ends), max(ends)) if ends else Measured(value, value, value)
+    goal = result["must_show"]["difference_low"] if ends else None
+    yield Finding("mean R@10, ours minus theirs", ahead, goal, " points")
 
 
 def of_whatever(result: Result) -> Iterator[Finding]:

@@ -49,6 +49,11 @@ def any_rank(condition: bool, device: torch.device) -> bool:
     return bool(_all_gather(torch.tensor([condition], device=device)).any())
 
 
+def least(value: Tensor) -> Tensor:
+    """Return the least of all processes' values, on each of them."""
+    return value if world_size() == 1 else _all_gather(value[None]).amin(0)
+
+
 def _all_gather(rows: Tensor) -> Tensor:
     rows = rows.contiguous()
     blocks = [torch.empty_like(rows) for _ in range(world_size())]

@@ -19,7 +19,7 @@ from clipkit import checkpoint as checkpoints
 from clipkit.compiling import Tower, compiled_image_tower, compiled_text_tower
 from clipkit.data.images import decode_image, resize_for_eval, to_uint8
 from clipkit.data.pairs import PairBatch
-from clipkit.distributed import gather, gather_ragged, rank
+from clipkit.distributed import gather, gather_ragged, least, rank
 from clipkit.encoders import ImageEncoder, TextEncoder
 from clipkit.encoders.base import PackingTextEncoder
 from clipkit.encoders.locking import lock
@@ -39,6 +39,8 @@ log = logging.getLogger(__name__)
 # benchmarks/text_lengths.py; on a GPU assumed.
 _GROUP_OVERHEAD = {"cpu": 64}
 _GPU_GROUP_OVERHEAD = 4096
+
+_NEVER = torch.iinfo(torch.int64).max  # later than any step
 
 VALIDATION_BLOCK = 256
 """Pairs per block of ``val/loss``: fixed, so that runs of different batch sizes compare."""
@@ -147,7 +149,7 @@ class CLIPModule(L.LightningModule):
         if lock_text is not None:
             lock(self.text_encoder, lock_text)
         self._validation: list[dict[str, Tensor]] = []
-        self._first_bad_step = torch.tensor(-1)
+        self._first_bad_step = torch.tensor(_NEVER)
         self._warned_of_no_learning = False
         self._reported_truncation = False
 
@@ -326,10 +328,10 @@ class CLIPModule(L.LightningModule):
 
     def on_train_start(self) -> None:
         # Short epochs: each is to have a loss of its own.
-        batches = self.trainer.num_training_batches
+        steps = self.trainer.num_training_batches / self.trainer.accumulate_grad_batches
         trainer: Any = self.trainer
-        if 0 < batches < trainer.log_every_n_steps:
-            trainer.log_every_n_steps = int(batches)
+        if 0 < steps < trainer.log_every_n_steps:
+            trainer.log_every_n_steps = max(int(steps), 1)
 
     def training_step(self, batch: PairBatch, batch_idx: int) -> Tensor:
         embeddings = self(batch)
@@ -425,10 +427,10 @@ class CLIPModule(L.LightningModule):
         return bool((self.global_step + 1) % max(every, 1) == 0)
 
     def _state_of_training(self, all_ids: Ids) -> dict[str, float | Tensor]:
+        # By batches: where gradients are added up, an epoch's last step may be made of fewer.
+        batches = self.trainer.fit_loop.epoch_loop.total_batch_idx + 1
         state: dict[str, float | Tensor] = {
-            "train/samples_seen": float(
-                (self.global_step + 1) * self.trainer.accumulate_grad_batches * len(all_ids.image)
-            ),
+            "train/samples_seen": float(batches * len(all_ids.image)),
             "train/duplicates": _share_repeated(all_ids),
             "train/scale": self.temperature.scale.detach(),
         }
@@ -454,16 +456,20 @@ class CLIPModule(L.LightningModule):
     def _note_non_finite(self, loss: Tensor) -> None:
         # Kept on the device: reading it every step would wait for the device every step.
         first = self._first_bad_step.to(loss.device)
-        bad = ~loss.detach().isfinite() & (first < 0)
+        bad = ~loss.detach().isfinite() & (first == _NEVER)
         self._first_bad_step = torch.where(bad, self.global_step, first)
 
     def _refuse_non_finite(self) -> None:
-        step = int(self._first_bad_step)
-        if step >= 0:
-            raise UserError(
-                f"the loss became non-finite at step {step}; the last good checkpoint is kept. "
-                "Lower model.optimizer.lr, set trainer.gradient_clip_val, or lengthen the warm-up"
-            )
+        # With SigLIP a bad picture makes the loss of its own rank bad, and everybody's gradient.
+        step = int(least(self._first_bad_step.to(self.device)))
+        if step < _NEVER:
+            raise _non_finite("the loss", step)
+
+    def _refuse_non_finite_weights(self) -> None:
+        # A gradient can be bad where the loss was not; the loss then tells a step too late.
+        finite = [parameter.isfinite().all() for parameter in self.parameters()]
+        if not bool(torch.stack(finite).all()):
+            raise _non_finite("a weight", self.global_step - 1)
 
     def _warn_of_no_learning(self, loss: Tensor, batch_size: int) -> None:
         late = self.global_step > max(self._warmup_steps, 100)
@@ -556,6 +562,7 @@ class CLIPModule(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._refuse_non_finite()
+        self._refuse_non_finite_weights()
         if self.configuration is not None:
             checkpoint[checkpoints.KEY] = checkpoints.record(
                 self.configuration,
@@ -569,6 +576,13 @@ class CLIPModule(L.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoints.check_fits(checkpoint, self)
+
+
+def _non_finite(what: str, step: int) -> UserError:
+    return UserError(
+        f"{what} became non-finite at step {step}; the last good checkpoint is kept. "
+        "Lower model.optimizer.lr, set trainer.gradient_clip_val, or lengthen the warm-up"
+    )
 
 
 def _normalize(features: Tensor) -> Tensor:

@@ -9,9 +9,11 @@ import torch.multiprocessing as mp
 from torch import nn
 from torch.nn import functional as F
 
-from clipkit.distributed import gather, gather_ragged
+from clipkit.distributed import gather, gather_ragged, least
+from clipkit.errors import UserError
 from clipkit.losses import Ids, InfoNCELoss, SigLIPLoss
 from clipkit.temperature import Temperature
+from tests.test_pieces import made
 
 BATCH, DIM = 8, 5
 CASES = [
@@ -67,12 +69,24 @@ def gradients(loss, rank, world_size):
     return found
 
 
+def refusal(bad):
+    """What is said on saving after a step whose loss was bad, or not, on this rank."""
+    module = made(loss=SigLIPLoss())
+    module._note_non_finite(torch.tensor(float("nan") if bad else 1.0))
+    try:
+        module.on_save_checkpoint({})
+    except UserError as error:
+        return str(error)
+    return "saved"
+
+
 def work(rank, world_size, file, queue):
     dist.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=world_size)
     results = [gradients(loss, rank, world_size) for loss in CASES]
     ragged = gather_ragged(torch.arange(rank + 1) + 10 * rank).tolist()
+    said = least(torch.tensor(5 - rank)).item(), refusal(bad=rank == 1)
     if rank == 0:
-        queue.put(([{k: v.tolist() for k, v in r.items()} for r in results], ragged))
+        queue.put(([{k: v.tolist() for k, v in r.items()} for r in results], ragged, said))
         queue.join()
     dist.destroy_process_group()
 
@@ -100,6 +114,14 @@ def test_two_ranks_give_the_gradients_of_one(two_ranks, case):
 
 def test_ragged_rows_arrive_in_rank_order(two_ranks):
     assert two_ranks[1] == [0, 10, 11]
+
+
+def test_a_loss_that_is_bad_on_one_rank_is_refused_by_all(two_ranks):
+    """With SigLIP the others' loss is good, and their gradient is not."""
+    lowest, said = two_ranks[2]
+    assert lowest == 4
+    assert said.startswith("the loss became non-finite at step 0")
+    assert refusal(bad=False) == "saved"
 
 
 def test_one_process_is_the_identity():

@@ -10,6 +10,7 @@ import torch
 
 import clipkit
 from clipkit.errors import UserError
+from tests.test_pieces import made
 
 
 def journal(run="runs/tiny/run"):
@@ -164,6 +165,26 @@ def test_nan_stops_at_the_next_logging_step_and_keeps_the_last_good_checkpoint(f
     for checkpoint in Path("runs/tiny/bad").rglob("*.ckpt"):
         state = torch.load(checkpoint, weights_only=True)["state_dict"]
         assert all(value.isfinite().all() for value in state.values() if value.is_floating_point())
+
+
+def test_weights_that_are_bad_are_not_saved():
+    """A gradient can be bad where the loss is good, which tells of it a step later."""
+    module = made()
+    module.on_save_checkpoint({})
+    next(module.image_encoder.parameters()).data[0] = float("inf")
+    with pytest.raises(UserError, match="a weight became non-finite"):
+        module.on_save_checkpoint({})
+
+
+def test_samples_seen_are_those_that_were_trained_on(fit):
+    """Where gradients are added up, an epoch's last step is made of what is left: here of one."""
+    words = ["--trainer.accumulate_grad_batches=2", "--trainer.limit_train_batches=3"]
+    words += ["--data.batch_size=5"]
+    assert fit(*words, "--trainer.max_epochs=2", name="sum") == 0
+    journal = Path("runs/tiny/sum/metrics.jsonl").read_text()
+    lines = map(json.loads, journal.splitlines())
+    seen = [line["train/samples_seen"] for line in lines if "train/samples_seen" in line]
+    assert seen[-1] == 2 * 3 * 5
 
 
 def test_no_learning_is_warned_of_once(fit):

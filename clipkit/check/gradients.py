@@ -82,6 +82,7 @@ class OneStep(Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: PairBatch, batch_idx: int
     ) -> None:
         pl_module.eval()
+        pl_module.training = True  # the module itself: it trains through compiled towers
         on_host = {k: v.cpu() if isinstance(v, Tensor) else v for k, v in batch.items()}
         self._shares: list[PairBatch] = of_every_rank(on_host)  # type: ignore[arg-type]
 

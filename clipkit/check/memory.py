@@ -25,12 +25,15 @@ _LEAST_GROWTH = 2**26  # below that, the allocator's own habits hide it
 
 _PROCESS = Path("/proc/self/status")
 _MACHINE = Path("/proc/meminfo")
-# What a container may use and uses, by the second and the first version of control groups.
+# What a container may use, uses, and would give back of that: files that were read and are not
+# needed. By the second and the first version of control groups.
 _CONTAINERS = (
-    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+    ("/sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"),
     (
-        "/sys/fs/cgroup/memory/memory.limit_in_bytes",
-        "/sys/fs/cgroup/memory/memory.usage_in_bytes",
+        "/sys/fs/cgroup/memory",
+        "memory.limit_in_bytes",
+        "memory.usage_in_bytes",
+        "total_inactive_file",
     ),
 )
 
@@ -72,9 +75,12 @@ def reset_peak() -> bool:
 def available_memory() -> int:
     """Return the bytes that are free to take, of the machine or of the container's share."""
     found = [_entry(_MACHINE, "MemAvailable")]
-    for limit, used in _CONTAINERS:
+    for folder, limit, used, unneeded in _CONTAINERS:
+        group = Path(folder)
         try:
-            found.append(int(Path(limit).read_text()) - int(Path(used).read_text()))
+            left = int((group / limit).read_text()) - int((group / used).read_text())
+            counts = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+            found.append(left + int(counts.get(unneeded, 0)))
         except (OSError, ValueError):  # not there, or "max"
             continue
     return min(one for one in found if one is not None)

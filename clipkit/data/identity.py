@@ -21,7 +21,9 @@ def caption_ids(tokens: Tensor, end_id: int) -> list[int]:
 
 def image_id(image: bytes | Image.Image) -> int:
     """Return the id of an encoded picture, or of a drawn one."""
-    return _digest(image if isinstance(image, bytes) else image.tobytes())
+    if isinstance(image, bytes):
+        return _digest(image)
+    return _digest(f"{image.mode} {image.size} ".encode() + image.tobytes())
 
 
 def _digest(content: bytes) -> int:

@@ -224,7 +224,8 @@ class PairDataModule(L.LightningDataModule):
     def _ready_pairs(self, split: str) -> PairDataset:
         """Return the pairs of a split with what is prepared of them, which may take a while."""
         tokenizer = self._tokenizer()
-        described = (split, self._pixels(), tokenizer.digest, tokenizer.contract)
+        sizes = tuple(self.image_sizes.sizes.items())
+        described = (split, self._pixels(), sizes, tokenizer.digest, tokenizer.contract)
         if described not in self._ready:
             pairs = self._pairs(split)
             pairs.tokens = self.caches.tokens_of(pairs.rows, tokenizer, split=split)
@@ -248,7 +249,7 @@ class PairDataModule(L.LightningDataModule):
                 )
             return None
         side = self.shrink_pictures
-        largest = max([pixels.size, *pairs.sizes.sizes.values()])
+        largest = max(pixels.size, pairs.sizes.largest(full=pixels.size))
         side = augment.side_needed(largest) if side is True else side
         if side < largest:
             raise UserError(

@@ -40,12 +40,13 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_FORMAT = 1  # to be raised whenever the same pictures would give another file
+_FORMAT = 2  # to be raised whenever the same pictures would give another file
 _SIZES = ("height", "width", "full_width", "full_height")
 _INDEX = {"start": "<i8", **dict.fromkeys(_SIZES, "<i4"), "image_id": "<i8", "crc": "<u4"}
 _BYTES_A_ROW = sum(np.dtype(kind).itemsize for kind in _INDEX.values())
 _OVERHEAD = 4096  # bytes of a file beside its arrays
 _NOT_KEPT = -1
+_SAMPLED = 64  # pictures that a file is asked for before it is trusted
 
 Prepare = Callable[[Source], SmallerPicture]
 
@@ -161,7 +162,9 @@ def kept_pictures(
 ) -> PreparedPictures:
     """Open the file of a split's prepared pictures, building it where it is not there.
 
-    Its name is a digest of where the pictures come from and of what is done with them.
+    Its name is a digest of where the pictures come from and of what is done with them. Other
+    pictures of the same names, lengths and times would share it: so some of them, spread over the
+    rows, are compared with the file before it is used.
 
     Args:
         rows: where the pictures come from.
@@ -182,7 +185,7 @@ def kept_pictures(
         path,
         lambda writer: _write(writer, rows, prepare, max_bytes, split),
         unchecked=["pixels"],
-        accepts=lambda file: _is_within(file, max_bytes),
+        accepts=lambda file: _is_within(file, max_bytes) and _is_of(file, rows),
     )
     num_kept, done = int((file["start"] != _NOT_KEPT).sum()), "now in" if built else "read from"
     log.info(
@@ -207,6 +210,18 @@ def _room(rows: Rows, max_bytes: int) -> int:
 def _is_within(file: ArrayFile, max_bytes: int) -> bool:
     built_for, is_full = file["bound"].tolist()
     return file.size <= max_bytes and (not is_full or built_for == max_bytes)
+
+
+def _is_of(file: ArrayFile, rows: Rows) -> bool:
+    kept = np.flatnonzero(file["start"] != _NOT_KEPT)
+    chosen = np.linspace(0, len(kept) - 1, min(len(kept), _SAMPLED)).astype(np.int64)
+    try:
+        return all(
+            image_id(read_encoded(rows.image(row))) == file["image_id"][row]
+            for row in kept[chosen].tolist()
+        )
+    except OSError:
+        return False
 
 
 def _of_the_rest(num_rows: int, num_kept: int, file: ArrayFile) -> str:

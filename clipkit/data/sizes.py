@@ -33,6 +33,11 @@ class SizeSchedule:
         """Return the size in an epoch; `full` is what pictures have before the first one given."""
         return next((s for start, s in reversed(self.sizes.items()) if start <= epoch), full)
 
+    def largest(self, *, full: int, epochs: int | None = None) -> int:
+        """Return the largest size of a run of so many epochs, or of any."""
+        reached = [s for start, s in self.sizes.items() if epochs is None or start < epochs]
+        return max(self.at(0, full=full), *reached, 0)
+
     def checked(self, encoder: ImageEncoder) -> str:
         """Return the line that says what will be done.
 

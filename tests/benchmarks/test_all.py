@@ -5,7 +5,14 @@ import argparse
 import pytest
 
 from benchmarks import all as everything
-from benchmarks.findings import Finding, Measured, of_whatever
+from benchmarks.findings import (
+    Finding,
+    Measured,
+    of_step,
+    of_trains_as_well,
+    of_whatever,
+    spread_of,
+)
 from benchmarks.overview import PAGE, blocks
 from benchmarks.questions import CPU, GPU, Question, latest
 from benchmarks.scaling import filled
@@ -30,6 +37,29 @@ def test_what_was_not_measured_says_so():
     finding = Finding("x", None, 1.5, " times")
     assert (finding.shown, finding.verdict) == ("not measured", "")
     assert finding.must_show == "at least 1.5 times"
+
+
+def test_an_interval_of_few_rounds_says_how_sure_it_is():
+    spread = {"median": 2.0, "low": 1.6, "high": 2.4, "coverage": 0.75}
+    assert Finding("x", spread_of(spread), 1.5).shown == "2 (1.6-2.4), 75 % sure"
+
+
+def test_one_seed_a_side_meets_no_goal():
+    result = {"difference": {"value": 1.0, "welch": None, "paired": None},
+              "must_show": {"difference_low": -3.0}}  # fmt: skip
+    (found,) = of_trains_as_well(result)
+    assert (found.shown, found.verdict) == ("1 points", "")
+
+
+def test_a_step_is_read_where_only_theirs_was_compiled():
+    spread = {"median": 2.0, "low": 1.6, "high": 2.4}
+    names = ("open_clip", "open_clip, compiled", "clipkit", "clipkit, padded")
+    result = {
+        "pairs_per_second": dict.fromkeys(names, spread),
+        "times_as_fast": dict.fromkeys(names[2:], spread),
+        "must_show": {"times_as_fast": {"clipkit": 1.5, "clipkit, padded": 1.0}},
+    }
+    assert [found.verdict for found in of_step(result)] == ["met", "", "met", ""]
 
 
 def options(tmp_path):

@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 
+import clipkit.compiling
+import clipkit.module
+
 ENVIRONMENT = {
     **os.environ,
     "PYTHONPATH": str(Path(__file__).parents[2]),
@@ -190,6 +193,28 @@ def test_a_tower_whose_result_depends_on_the_cut(check):
     code, (page, _) = check(*words, "--model.micro_batch=3")
     assert code == 1
     assert "depends on how the batch is cut" in page
+
+
+@pytest.mark.parametrize("tower", ["image", "text"])
+def test_compiled_towers_are_those_that_are_checked(check, monkeypatch, tower):
+    monkeypatch.setattr(clipkit.compiling, "BACKEND", "eager")
+    assert check("--model.compile=true")[0] == 0
+
+    def without_gradient(encoder):
+        return lambda *inputs: encoder(*inputs).detach()
+
+    monkeypatch.setattr(clipkit.module, f"compiled_{tower}_tower", without_gradient)
+    code, (page, _) = check("--model.compile=true")
+    assert code == 1
+    assert f"something detaches {tower}_" in page
+
+
+def test_pictures_that_grow_are_checked_at_their_largest(check):
+    sizes = ["--data.image_sizes={0: 8, 1: 16, 9: 32}", "--trainer.max_epochs=4"]
+    code, (page, error) = check(*sizes)
+    assert code == 0, page + error
+    assert value(page, "pictures").startswith("16 px, the largest of data.image_sizes")
+    assert value(page, "to the end").startswith("at most ")
 
 
 def test_a_model_that_rounds_is_allowed_as_much(check):

@@ -73,8 +73,12 @@ def test_the_available_memory_is_the_containers(monkeypatch, tmp_path):
     monkeypatch.setattr(memory, "_MACHINE", tmp_path / "meminfo")
     monkeypatch.setattr(memory, "_CONTAINERS", ())
     assert memory.available_memory() == 32 * 1024
-    container = (str(tmp_path / "max"), str(tmp_path / "current"))
+    container = (str(tmp_path), "max", "current", "unneeded")
     monkeypatch.setattr(memory, "_CONTAINERS", (container,))
+    # What was read from files, and can be read again, is free to take.
+    (tmp_path / "memory.stat").write_text("anon 5\nunneeded 3000\n")
+    assert memory.available_memory() == 9000
+    (tmp_path / "memory.stat").write_text("anon 5\n")
     assert memory.available_memory() == 6000
     (tmp_path / "max").write_text("max\n")
     assert memory.available_memory() == 32 * 1024

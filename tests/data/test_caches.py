@@ -2,6 +2,7 @@
 
 import json
 import multiprocessing
+import os
 import pickle
 import shutil
 import time
@@ -262,6 +263,26 @@ def test_what_gives_other_pictures_is_another_file(photos, cache, tokenizer):
         other.write_bytes(one.read_bytes().ljust(size, b"\0"))
         one.write_bytes(content.ljust(size, b"\0"))
     assert count(augment=False) == 6
+
+
+def test_other_pictures_of_the_same_names_lengths_and_times(tmp_path, cache, tokenizer):
+    """As from an archive that writes no times: nothing but what is in them tells them apart."""
+    data = []
+    for name, shade in (("one", 0), ("other", 200)):
+        folder = tmp_path / name / "photos"
+        folder.mkdir(parents=True)
+        for number in range(4):
+            path = folder / f"{number}.bmp"
+            Image.new("RGB", (20, 20), (shade + number,) * 3).save(path)
+            path.with_suffix(".txt").write_text(f"picture {number}")
+            for file in (path, path.with_suffix(".txt")):
+                os.utime(file, (0, 0))
+        settings = {"batch_size": 2, "augment": False, "cache_pictures_gb": 1}
+        plain = module_of(folder, tokenizer, batch_size=2, augment=False)
+        kept = module_of(folder, tokenizer, cache_folder=str(cache), **settings)
+        assert same(batches(plain), batches(kept))
+        data.append(files(cache, "pictures"))
+    assert data[0] == data[1]
 
 
 def test_a_parquet_file_written_again_is_another_file(tmp_path, cache, tokenizer, photos):
