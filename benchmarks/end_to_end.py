@@ -11,6 +11,8 @@ open_clip_train with its tokenizer, transform, loss, optimiser and schedule. cli
 module and Lightning's trainer as `fit` has them, without a logger or checkpoints; once plain, once
 with `shrink_pictures` and both caches. A round is an epoch of each. Each side takes the number of
 loader processes that was best for it in an epoch of each number; every number's time is kept.
+open_clip's loader starts its processes anew every epoch, ours keeps them; epochs are short here, so
+`share_waiting_for_data` says what that is worth.
 Pictures are photos brought to 640 x 480 at quality 90, with grain until the files are as large as
 a camera's; each is there several times under other names, with another of its captions.
 """
