@@ -4,6 +4,7 @@ import csv
 import logging
 import os
 import shutil
+import sys
 from pathlib import Path
 
 # Before any library reads them.
@@ -49,7 +50,11 @@ def workdir(tmp_path, monkeypatch, mlflow_template):
     # Absolute, because MLflow keeps one store a URI and process, whatever the current folder.
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     (tmp_path / "tiny.yaml").write_text(TINY)
-    return tmp_path
+    yield tmp_path
+    # Another test's my_code.py is another module.
+    for name, module in list(sys.modules.items()):
+        if Path(getattr(module, "__file__", None) or "/").is_relative_to(tmp_path):
+            del sys.modules[name]
 
 
 @pytest.fixture(scope="session")
