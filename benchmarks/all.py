@@ -23,8 +23,10 @@ from datetime import date
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
+
 from benchmarks import overview, scaling
-from benchmarks.interleaved import table
+from benchmarks.interleaved import DATA, table
 from benchmarks.questions import CPU, GPU, RESULTS, Question, rows_of
 
 ROOT = Path(__file__).parents[1]
@@ -41,6 +43,9 @@ class Answer(NamedTuple):
 
 def ask(question: Question, options: argparse.Namespace) -> Answer:
     """Run one question, its words on the screen, and say how it ended."""
+    if question.needs_data and not options.data.is_dir():
+        why = f"not asked: {options.data} is no folder, and it is to hold the data sets (--data)"
+        return Answer(question, None, 0.0, why)
     path = (options.results / f"{date.today()}-{question.stem}.json").resolve()
     words = shlex.split(question.command)
     if options.rehearse:
@@ -49,6 +54,8 @@ def ask(question: Question, options: argparse.Namespace) -> Answer:
             words += ["--precision", "bf16", "--peak-flops", "1e12"]
     elif question.device == "cuda":
         words += ["--device", "cuda"]
+    if question.needs_data:
+        words += ["--data", os.path.relpath(options.data, ROOT)]
     command = [
         sys.executable,
         "-m",
@@ -78,16 +85,20 @@ def questions(options: argparse.Namespace) -> list[Question]:
     return chosen
 
 
-def summary(answers: Sequence[Answer]) -> list[tuple[str, ...]]:
-    """Return the table: what was asked now, and what only a GPU can answer."""
+def summary(answers: Sequence[Answer], options: argparse.Namespace) -> list[tuple[str, ...]]:
+    """Return the table: what was asked now, and what only a GPU can answer.
+
+    The figures of a rehearsal are held against no goal.
+    """
     rows: list[tuple[str, ...]] = [("question", "what", "must show", "measured", "")]
     for answer in answers:
         if answer.failure is not None:
             rows.append((answer.question.name, answer.question.asks, "", answer.failure, "FAILED"))
+        elif options.rehearse:
+            rows += [(*row[:2], "", row[3], "") for row in rows_of(answer.question, answer.path)]
         else:
             rows += rows_of(answer.question, answer.path)
-    asked = {answer.question.device for answer in answers}
-    if "cuda" not in asked:
+    if options.device == "cpu" and options.only is None:
         rows += [(q.name, q.asks, "", "not measured", "needs a GPU") for q in GPU]
     return rows
 
@@ -115,6 +126,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options_of.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     options_of.add_argument("--part", type=int, choices=[1, 2, 3], default=None)
     options_of.add_argument("--only", nargs="+", metavar="QUESTION", default=None)
+    options_of.add_argument("--data", type=Path, default=DATA, help="folder of the data sets")
     options_of.add_argument("--results", type=Path, default=RESULTS)
     options_of.add_argument("--rehearse", action="store_true", help="tiny, on the processor")
     options = options_of.parse_args(arguments)
@@ -126,6 +138,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             options_of.error(f"--only: no question {unknown[0]!r}; there are {', '.join(known)}")
     if options.rehearse and options.results == RESULTS:
         options_of.error("--rehearse: its figures mean nothing; give --results DIR, a scratch one")
+    if options.device == "cuda" and not options.rehearse and not torch.cuda.is_available():
+        options_of.error("--device cuda: there is no GPU here; --rehearse tries its questions")
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     return ask_all(questions(options), options)
 
@@ -137,7 +151,7 @@ def ask_all(asked: Sequence[Question], options: argparse.Namespace) -> int:
     answers = [ask(question, options) for question in asked]
     draw(options.results)
     print()
-    table(summary(answers))
+    table(summary(answers, options))
     failed = [answer.question.name for answer in answers if answer.failure is not None]
     minutes = (time.perf_counter() - began) / 60
     print(f"\n{len(answers)} questions in {minutes:.1f} minutes", end="")

@@ -1,6 +1,6 @@
 """JPEG bytes to a training tensor on one core: clipkit against open_clip's training transform.
 
-python -m benchmarks.decode [--data ../shared/data/coco_mini] [--rounds 9]
+python -m benchmarks.decode [--data ../shared/data] [--rounds 9]
 
 Both get the same bytes, picture by picture in turn, and both draw CLIP's mild random crop. The
 pictures are photos brought to 640 x 480 and encoded at quality 90; those at hand were smaller, so
@@ -155,19 +155,19 @@ def parts(pictures: list[bytes], output: int) -> dict[str, float]:
 def main() -> None:
     """Measure, compare with what it must show, and write one dated file."""
     parser = interleaved.parser(__doc__, rounds=9, threads=1)
-    parser.add_argument("--data", type=Path, default=Path("../shared/data/coco_mini"))
+    interleaved.add_data(parser)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     cases = []
     for grain in GRAINS:
-        pictures = photos(options.data, grain)
+        pictures = photos(options.data / "coco_mini", grain)
         if not pictures:
-            parser.error(f"--data: there are no .jpg files in {options.data}")
+            parser.error(f"--data: there are no .jpg files in {options.data}/coco_mini")
         cases += [{"grain": grain, **measure(pictures, size, options.rounds)} for size in OUTPUTS]
     result = {
         "pillow": metadata.version("pillow"),
-        "pictures": f"{len(pictures)} photos of {options.data.name}, JPEG of 640 x 480",
+        "pictures": f"{len(pictures)} photos of coco_mini, JPEG of 640 x 480",
         "quality": QUALITY,
         "must_show": GOALS,
         "cases": cases,

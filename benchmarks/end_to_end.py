@@ -40,7 +40,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.decode import photos
-from benchmarks.interleaved import parser, ratio, record, shown, spread, table
+from benchmarks.interleaved import add_data, parser, ratio, record, shown, spread, table
 from benchmarks.tokens import captions_of, clip_tokenizer
 from clipkit.callbacks import Throughput
 from clipkit.data import HuggingFacePairs
@@ -444,7 +444,7 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
 def main() -> None:
     """Measure, compare with what it must show, and write one dated file."""
     options_of = parser(__doc__, rounds=7)
-    options_of.add_argument("--data", type=Path, default=Path("../shared/data"))
+    add_data(options_of)
     options_of.add_argument("--model", choices=SHAPES, default="ViT-S-32")
     options_of.add_argument("--batch", type=int, default=32)
     options_of.add_argument("--steps", type=int, default=8, help="of an epoch")

@@ -14,6 +14,7 @@ from datetime import date
 from pathlib import Path
 
 import clipkit
+from benchmarks.interleaved import add_data
 from benchmarks.machine import describe
 from clipkit.callbacks import ZeroShotRetrieval
 
@@ -24,7 +25,7 @@ GOALS = {"share": 0.10}
 def main() -> None:
     """Train some epochs with an evaluation after each, and write one dated file."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", type=Path, default=Path("../shared/data"))
+    add_data(parser)
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--every", type=int, default=1, help="the recipe itself takes every 4th")
     parser.add_argument("--output", type=Path, default=None)

@@ -163,6 +163,23 @@ def parser(description: str | None, *, rounds: int, threads: int = 2) -> argpars
     return made
 
 
+DATA = Path("../shared/data")
+
+
+def add_data(options_of: argparse.ArgumentParser) -> None:
+    """Add the option that says where the data sets lie, and refuse a folder that is not there."""
+
+    def there(text: str) -> Path:
+        path = Path(text)
+        if not path.is_dir():
+            raise argparse.ArgumentTypeError(f"{text} is no folder; it is to hold the data sets")
+        return path
+
+    options_of.add_argument(
+        "--data", type=there, default=str(DATA), help="folder of the data sets, such as coco_mini"
+    )
+
+
 def record(name: str, options: argparse.Namespace, result: Mapping[str, Any]) -> Path:
     """Write one dated file with what was measured and what it was measured on."""
     settings = {key: value for key, value in vars(options).items() if key != "output"}

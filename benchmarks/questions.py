@@ -29,6 +29,7 @@ class Question(NamedTuple):
     device: str = "cpu"
     part: int = 1  # of the GPU's three
     minutes: float = 8  # it is ended after so many
+    needs_data: bool = False  # the folder of data sets
 
     @property
     def stem(self) -> str:
@@ -55,13 +56,15 @@ CPU = (
         "text-lengths", "the text tower by caption lengths",
         "text_lengths --batches 64 --rounds 3",
         "--batches 8 --mixes coco --towers tiny --rounds 1", findings.of_text_lengths,
+        needs_data=True,
     ),
     Question(
         "decode", "JPEG bytes to a training tensor on one core",
-        "decode --rounds 7", "--rounds 1", findings.of_decode,
+        "decode --rounds 7", "--rounds 1", findings.of_decode, needs_data=True,
     ),
     Question(
-        "tokens", "captions to tokens", "tokens --rounds 12", "--rounds 1", findings.of_tokens
+        "tokens", "captions to tokens",
+        "tokens --rounds 12", "--rounds 1", findings.of_tokens, needs_data=True,
     ),
     Question(
         "classifier", "building a zero-shot classifier",
@@ -76,6 +79,7 @@ CPU = (
         "end-to-end", "from JPEG files on disk to steps, against open_clip's training",
         "end_to_end --workers 1 2 --steps 4 --rounds 6",
         "--model tiny --steps 2 --rounds 1 --workers 0", findings.of_end_to_end, minutes=10,
+        needs_data=True,
     ),
     Question(
         "start-up", "how long commands take to start",
@@ -88,7 +92,7 @@ CPU = (
     ),
     Question(
         "evaluation-share", "what evaluation costs inside the emoji recipe",
-        "evaluation_share --epochs 2", "--epochs 1", findings.of_whatever,
+        "evaluation_share --epochs 2", "--epochs 1", findings.of_whatever, needs_data=True,
     ),
 )  # fmt: skip
 

@@ -23,7 +23,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.interleaved import Seconds, parser, race, ratio, record, shown, spread, table
+from benchmarks.interleaved import (
+    Seconds,
+    add_data,
+    parser,
+    race,
+    ratio,
+    record,
+    shown,
+    spread,
+    table,
+)
 from benchmarks.tokens import captions_of, clip_tokenizer
 from clipkit.encoders import TextTransformer
 from clipkit.encoders.packing import Packed, places_of
@@ -100,7 +110,7 @@ def cuts_of(lengths: list[int]) -> dict[str, list[Span]]:
     return {
         "padded to 77": [Span(whole, CONTEXT)],
         "padded to the longest": [Span(whole, lengths[0])],
-        **{f"grouped, {o}": spans_of(lengths, most=None, overhead=o) for o in OVERHEADS},
+        **{f"grouped, {o}": spans_of(lengths, pieces=None, overhead=o) for o in OVERHEADS},
     }
 
 
@@ -164,7 +174,7 @@ def worth(cases: list[dict[str, Any]]) -> dict[str, float]:
 def main() -> None:
     """Measure and write one dated file."""
     options_of = parser(__doc__, rounds=5)
-    options_of.add_argument("--data", type=Path, default=Path("../shared/data"))
+    add_data(options_of)
     options_of.add_argument("--batches", type=int, nargs="+", default=[64, 256])
     options_of.add_argument("--mixes", nargs="+", default=["coco", "long_tail"])
     options_of.add_argument("--towers", nargs="+", choices=TOWERS, default=list(TOWERS))

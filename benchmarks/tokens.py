@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.interleaved import parser, ratio, record, seconds_of, shown, spread, table
+from benchmarks.interleaved import add_data, parser, ratio, record, seconds_of, shown, spread, table
 from clipkit.data.cached_tokens import cached_tokens
 from clipkit.data.layouts import open_layout
 from clipkit.data.rows import Rows
@@ -137,7 +137,7 @@ def _make(maker: Callable[[], Encoder], made: list[Encoder]) -> None:
 def main() -> None:
     """Measure, compare with what it must show, and write one dated file."""
     options_of = parser(__doc__, rounds=20, threads=1)
-    options_of.add_argument("--data", type=Path, default=Path("../shared/data"))
+    add_data(options_of)
     options_of.add_argument("--repeats", type=int, default=1, help="of the list of captions")
     options = options_of.parse_args()
     torch.set_num_threads(options.threads)

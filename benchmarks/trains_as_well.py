@@ -36,7 +36,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from benchmarks.interleaved import parser, record, table
+from benchmarks.interleaved import add_data, parser, record, table
 from benchmarks.models import has_peers_training
 from benchmarks.small_vit import VISION
 from benchmarks.tokens import definition
@@ -281,7 +281,7 @@ def verdict(found: Mapping[str, Any]) -> bool | None:
 def options_from() -> argparse.Namespace:
     """Read the options."""
     options_of = parser(__doc__, rounds=1)
-    options_of.add_argument("--data", type=Path, default=Path("../shared/data"))
+    add_data(options_of)
     options_of.add_argument("--work", type=Path, default=Path("trains-as-well"))
     options_of.add_argument("--seeds", type=int, default=5, help="a side")
     options_of.add_argument("--minutes", type=float, default=4, help="a run, about")

@@ -10,6 +10,7 @@ import tempfile
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from difflib import get_close_matches
 from hashlib import blake2b
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,9 +20,10 @@ import torch
 import yaml
 from jsonargparse import ArgumentError, Namespace
 from lightning import LightningDataModule, Trainer
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.strategies import DDPStrategy, StrategyRegistry
 
 # Short names in YAML resolve for classes that are imported, hence these.
 from clipkit import checkpoint as checkpoints
@@ -210,7 +212,8 @@ class ClipkitCLI(LightningCLI):
         # Its table says less than the lines that clipkit prints.
         if config.get("enable_model_summary") is None:
             kwargs["enable_model_summary"] = False
-        trainer = super().instantiate_trainer(**kwargs)
+        trainer = self._lightnings_trainer(config, kwargs)
+        _refuse_nodes_that_do_not_know_each_other(trainer)
         added = [
             CheckMonitors(),
             RunFolder(
@@ -230,6 +233,20 @@ class ClipkitCLI(LightningCLI):
         callbacks.append(Console(plain=not interactive))
         trainer.loggers = [*trainer.loggers, Journal()]
         return trainer
+
+    def _lightnings_trainer(self, config: Any, kwargs: dict[str, Any]) -> Trainer:
+        strategy, known = config.get("strategy"), StrategyRegistry.available_strategies()
+        if isinstance(strategy, str) and strategy not in ("auto", *known):
+            close = get_close_matches(strategy, known, n=1)
+            hint = f"did you mean {close[0]}? " if close else ""
+            raise UserError(
+                f"trainer.strategy: {strategy} is no strategy; {hint}auto and ddp are the usual "
+                f"ones, and there are {', '.join(name for name in known if name != 'ddp')}"
+            )
+        try:
+            return super().instantiate_trainer(**kwargs)
+        except ValueError as error:  # what torchrun started does not fit what was asked for
+            raise UserError(f"trainer: {one_line(str(error))}") from error
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         arguments = super()._prepare_subcommand_kwargs(subcommand)
@@ -264,6 +281,17 @@ def run(
         return 130 if stop.code == 1 else int(stop.code or 0)
     except MisconfigurationException as error:
         raise UserError(one_line(str(error))) from error
+
+
+def _refuse_nodes_that_do_not_know_each_other(trainer: Trainer) -> None:
+    environment = getattr(trainer.strategy, "cluster_environment", None)
+    told = {"NODE_RANK", "GROUP_RANK"} & os.environ.keys()
+    if trainer.num_nodes > 1 and isinstance(environment, LightningEnvironment) and not told:
+        raise UserError(
+            f"trainer.num_nodes: {trainer.num_nodes} nodes have to be started by torchrun or SLURM "
+            "(docs/many_gpus.md), or with MASTER_ADDR, MASTER_PORT and NODE_RANK in each one's "
+            "environment; this process was told of no other node, and would wait for ever"
+        )
 
 
 def _quieten_libraries() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -59,6 +60,8 @@ def _of_any_size(tensor: Tensor, *dimensions: int) -> Tensor:
 def _compiled(encoder: nn.Module, *, dynamic: bool) -> Tower:
     # Graphs cut for DDP in its forward pass would not be those of a piece that is run again.
     torch._dynamo.config.optimize_ddp = False
+    # On a machine without a GPU it speaks of the one that it did not find.
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     tower: Tower = torch.compile(encoder, dynamic=dynamic, backend=BACKEND)
     return tower
 

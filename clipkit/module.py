@@ -29,7 +29,7 @@ from clipkit.evaluation.retrieval import batch_accuracy
 from clipkit.heads import Head
 from clipkit.losses import ContrastiveLoss, Ids, InfoNCELoss, SigLIPLoss
 from clipkit.optim import OptimizerFactory, ScheduleFactory, fuse, parameter_groups
-from clipkit.pieces import Span, counting_norms, embed_pieces, spans_of
+from clipkit.pieces import Span, counting_norms, embed_pieces, number_of_pieces, spans_of
 from clipkit.temperature import Temperature
 from clipkit.tokenizer import TextContract, Tokenizer
 
@@ -231,7 +231,8 @@ class CLIPModule(L.LightningModule):
         return Embeddings(self._image_side(batch["images"]), text)
 
     def _image_side(self, images: Tensor) -> Tensor:
-        pieces = torch.split(images, self.micro_batch or len(images))
+        norms = bool(counting_norms([self.image_encoder, self.image_head]))
+        pieces = images.tensor_split(number_of_pieces(len(images), self.micro_batch, norms=norms))
         return embed_pieces(
             self.encode_image,
             [(piece,) for piece in pieces],
@@ -242,20 +243,22 @@ class CLIPModule(L.LightningModule):
 
     def caption_groups(self, batch: PairBatch) -> CaptionGroups:
         """Return how the text side takes a batch: without padding, or with as little as it may."""
-        tokens, most = batch["tokens"], self.micro_batch
+        tokens, norms = batch["tokens"], bool(counting_norms([self.text_encoder, self.text_head]))
+        pieces = number_of_pieces(len(tokens), self.micro_batch, norms=norms)
         knows_lengths = self.text_encoder.trim_is_exact and "lengths" in batch
         if knows_lengths and isinstance(self.text_encoder, PackingTextEncoder):
-            spans = spans_of(batch["lengths"], most=most or len(tokens), overhead=0)
+            spans = spans_of(batch["lengths"], pieces=pieces, overhead=0)
             return CaptionGroups(None, spans, packed=True)
         # Captions of like length together; batch norm would take its statistics from such alone.
-        if knows_lengths and not counting_norms([self.text_encoder, self.text_head]):
+        if knows_lengths and not norms:
             overhead = _GROUP_OVERHEAD.get(self.device.type, _GPU_GROUP_OVERHEAD)
             lengths = sorted(batch["lengths"], reverse=True)
+            groups = None if self.micro_batch is None else pieces
             return CaptionGroups(
-                batch["by_length"], spans_of(lengths, most=most, overhead=overhead)
+                batch["by_length"], spans_of(lengths, pieces=groups, overhead=overhead)
             )
         longest = [tokens.shape[1]] * len(tokens)
-        return CaptionGroups(None, spans_of(longest, most=most or len(tokens), overhead=0))
+        return CaptionGroups(None, spans_of(longest, pieces=pieces, overhead=0))
 
     def _text_side(self, batch: PairBatch) -> Tensor:
         order, spans, packed = self.caption_groups(batch)
@@ -304,6 +307,11 @@ class CLIPModule(L.LightningModule):
     def _say_how_batch_norm_is_counted(self) -> None:
         if not counting_norms([self]):
             return
+        if self.micro_batch == 1:
+            raise UserError(
+                "model.micro_batch: 1 pair has no statistics for batch norm to take; "
+                "2 or more are accepted"
+            )
         if self.micro_batch is not None:
             log.info(
                 "batch norm: its statistics are those of a micro-batch of %d; the running values "

@@ -8,6 +8,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from difflib import get_close_matches
 from importlib import import_module
 
+from lightning.pytorch.callbacks import Callback
+
 from clipkit.data.pairs import PairDataModule
 from clipkit.encoders import ImageEncoder, TextEncoder
 from clipkit.heads import Head
@@ -26,8 +28,15 @@ _NOT_ACCEPTED = re.compile(
     r"(?:Option '(.+)' is not accepted|Subcommand '\w+' does not accept option '(.+)')"
 )
 _CLASS_PATH = re.compile(r"Problem with given class_path '(.+)'")
+_NO_NUMBER = re.compile(r"invalid literal for int\(\) with base 10: '(.*)'")
 _REQUIRED = "the following arguments are required: "
 _UNKNOWN = "unrecognized arguments: "
+_IN_WORDS = {
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "dict": "a mapping, as in '{key: value}' with a space behind the colon",
+}
 _OF_PART: dict[str, type] = {
     "data": PairDataModule,
     "model.image_encoder": ImageEncoder,
@@ -35,6 +44,7 @@ _OF_PART: dict[str, type] = {
     "model.image_head": Head,
     "model.text_head": Head,
     "model.loss": ContrastiveLoss,
+    "trainer.callbacks": Callback,
 }
 
 
@@ -64,6 +74,8 @@ def explain(message: str, options: Iterable[str] = ()) -> str:
         given = expected[0][2] or _given(lines)
         accepted = [kind for match in expected for kind in _kinds(match[1])]
         return f"{key}: {given} is not accepted; it takes {' or '.join(dict.fromkeys(accepted))}"
+    if no_number := _NO_NUMBER.match(first):
+        return f"{key}: {no_number[1]} is not accepted; it takes a whole number"
     # A sentence of our own names its key already.
     if not key or re.match(r"(data|model|trainer|EvalData)\b[\w.]*[: ]", first):
         return one_line(first)
@@ -98,7 +110,8 @@ def _kinds(kind: str) -> Iterator[str]:
     if kind.startswith("typing.Literal["):
         yield from (f"{value.strip()}" for value in kind[len("typing.Literal[") : -1].split(","))
     elif "NoneType" not in kind:
-        yield re.sub(r"<class '(?:.*\.)?([^'.]+)'>", r"\1", kind)
+        name = re.sub(r"<class '(?:.*\.)?([^'.]+)'>", r"\1", kind)
+        yield _IN_WORDS.get(name, name)
 
 
 def _unknown_class(key: str, name: str, others: Sequence[str]) -> str:
@@ -108,7 +121,7 @@ def _unknown_class(key: str, name: str, others: Sequence[str]) -> str:
             return (
                 f"{key}: {name} cannot be imported ({reason}); your own file lies in this folder?"
             )
-    base = _OF_PART.get(key)
+    base = _OF_PART.get(key.rstrip("+"))
     known = sorted(part.__name__ for part in _subclasses(base)) if base else []
     close = get_close_matches(name, known, n=1)
     hint = f"did you mean {close[0]}? " if close else ""
@@ -149,6 +162,7 @@ def _unknown_argument(key: str, name: str, lines: Sequence[str], options: Iterab
 
 def _unknown_option(words: str, options: Iterable[str]) -> str:
     key = words.split()[0].partition("=")[0]
-    close = get_close_matches(key, list(options), n=1, cutoff=0.5)
+    known = [option for option in options if not option.endswith(".help")]
+    close = get_close_matches(key, known, n=1, cutoff=0.5)
     hint = f"; did you mean {close[0]}?" if close else "; --help lists what there is"
     return f"{key}: no such option{hint}"

@@ -87,18 +87,35 @@ class Span(NamedTuple):
     length: int
 
 
-def spans_of(lengths: Sequence[int], *, most: int | None, overhead: int) -> list[Span]:
+def number_of_pieces(rows: int, most: int | None, *, norms: bool) -> int:
+    """Return into how many even pieces so many rows are cut, of at most so many rows each.
+
+    Args:
+        rows: of the batch.
+        most: rows a piece; None leaves the batch whole.
+        norms: whether batch norm takes its statistics from a piece; a lone row has none, so that
+            the last of an odd number is taken along with two others.
+    """
+    if most is None or rows == 0:
+        return 1
+    pieces = -(-rows // most)
+    return min(pieces, max(rows // 2, 1)) if norms else pieces
+
+
+def spans_of(lengths: Sequence[int], *, pieces: int | None, overhead: int) -> list[Span]:
     """Cut captions into groups of like length, so that little of what is computed is padding.
 
     Args:
-        lengths: how many tokens each has; without `most` the longest first.
-        most: rows a group; left out, as many groups as pay for themselves.
+        lengths: how many tokens each has; without `pieces` the longest first.
+        pieces: how many groups, of as many rows each; left out, as many as pay for themselves.
         overhead: how many tokens cost as much as one more group.
     """
-    if most is not None:
-        starts = list(range(0, len(lengths), most))
-    else:
+    if pieces is None:
         starts = _best_cuts(lengths, overhead)
+    else:
+        # As `tensor_split` cuts: the first ones take what is over.
+        least, over = divmod(len(lengths), pieces)
+        starts = [number * least + min(number, over) for number in range(pieces)]
     stops = [*starts[1:], len(lengths)]
     return [Span(slice(a, b), max(lengths[a:b])) for a, b in zip(starts, stops, strict=True)]
 

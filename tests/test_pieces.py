@@ -13,7 +13,7 @@ from clipkit.encoders.image import TimmImageEncoder
 from clipkit.heads import LinearHead, MLPHead
 from clipkit.losses import Ids, InfoNCELoss, SigLIPLoss
 from clipkit.module import CLIPModule
-from clipkit.pieces import Span, embed_pieces, spans_of
+from clipkit.pieces import Span, embed_pieces, number_of_pieces, spans_of
 from clipkit.temperature import Temperature
 from clipkit.tokenizer import Tokenizer
 
@@ -226,15 +226,15 @@ def test_a_tower_that_sees_its_padding_gets_all_of_it():
 
 def test_spans_leave_out_padding_where_it_pays():
     lengths = [40, 16, 16, 16, 8, 8, 8, 8]
-    assert spans_of(lengths, most=None, overhead=0) == [
+    assert spans_of(lengths, pieces=None, overhead=0) == [
         Span(slice(0, 1), 40), Span(slice(1, 4), 16), Span(slice(4, 8), 8),
     ]  # fmt: skip
-    assert spans_of(lengths, most=None, overhead=40) == [
+    assert spans_of(lengths, pieces=None, overhead=40) == [
         Span(slice(0, 1), 40),
         Span(slice(1, 8), 16),
     ]
-    assert spans_of(lengths, most=None, overhead=10**6) == [Span(slice(0, 8), 40)]
-    assert spans_of(lengths, most=3, overhead=0) == [
+    assert spans_of(lengths, pieces=None, overhead=10**6) == [Span(slice(0, 8), 40)]
+    assert spans_of(lengths, pieces=3, overhead=0) == [
         Span(slice(0, 3), 40), Span(slice(3, 6), 16), Span(slice(6, 8), 8),
     ]  # fmt: skip
 
@@ -251,7 +251,7 @@ def test_spans_are_the_best_of_all():
         every = itertools.chain.from_iterable(
             itertools.combinations(range(1, 9), k) for k in range(9)
         )
-        found = [span.rows.start for span in spans_of(lengths, most=None, overhead=overhead)]
+        found = [span.rows.start for span in spans_of(lengths, pieces=None, overhead=overhead)]
         assert cost(found[1:]) == min(map(cost, every))
 
 
@@ -291,6 +291,29 @@ def test_each_piece_is_normalised_by_itself_also_when_it_is_run_again():
                       bias=other.temperature.bias, ids=ids, all_ids=ids).loss  # fmt: skip
     loss.backward()
     assert_same(found, (loss, {n: p.grad for n, p in other.named_parameters()}))
+
+
+@pytest.mark.parametrize(
+    ("rows", "most", "norms", "pieces"),
+    [(11, None, True, 1), (11, 4, False, 3), (57, 8, False, 8), (9, 2, False, 5), (9, 2, True, 4),
+     (3, 2, True, 1), (1, 1, True, 1), (5, 64, False, 1), (5, 1, False, 5)],
+)  # fmt: skip
+def test_pieces_are_even_and_none_is_alone_under_batch_norm(rows, most, norms, pieces):
+    assert number_of_pieces(rows, most, norms=norms) == pieces
+    sizes = [len(piece) for piece in torch.arange(rows).tensor_split(pieces)]
+    spans = spans_of([1] * rows, pieces=pieces, overhead=0)
+    assert [span.rows.stop - span.rows.start for span in spans] == sizes
+
+
+def test_a_last_pair_is_not_normalised_alone():
+    """57 pairs by 8 leave one over; where a picture is a single place, one has no statistics."""
+
+    def convnet():
+        return ConvNet(image_size=4, widths=(8,), feature_dim=16)
+
+    module = made(2, image_encoder=convnet)
+    loss, _ = gradients(module, batch(4))  # of 11 pairs
+    assert loss.isfinite()
 
 
 def test_frozen_statistics_are_exact_again():

@@ -57,6 +57,7 @@ class Console(Callback):
         self._began = 0.0
         self._said = 0.0
         self._said_step = 0
+        self._validated_step = 0
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._began = self._said = time.monotonic()
@@ -87,13 +88,14 @@ class Console(Callback):
         if trainer.state.fn != "fit":
             _say_evaluated(metrics)
             return
-        minutes, seconds = divmod(round(time.monotonic() - self._began), 60)
-        parts = [f"{_epoch(trainer)}  {minutes}:{seconds:02d}"]
-        parts += [
-            f"{name} {metrics[name]:.3f}" for name in ("train/loss", "val/loss") if name in metrics
-        ]
-        log.info("  ".join(parts))
+        self._say_losses(_epoch(trainer), metrics, ("train/loss", "val/loss"))
+        self._validated_step = trainer.global_step
         self._say_measured(trainer)
+
+    def _say_losses(self, where: str, metrics: dict[str, float], names: tuple[str, ...]) -> None:
+        minutes, seconds = divmod(round(time.monotonic() - self._began), 60)
+        losses = [f"{name} {metrics[name]:.3f}" for name in names if name in metrics]
+        log.info("  ".join([f"{where}  {minutes}:{seconds:02d}", *losses]))
 
     def _say_measured(self, trainer: L.Trainer) -> None:
         """Print what was measured after this very step, once."""
@@ -107,6 +109,11 @@ class Console(Callback):
         _say_evaluated({name: float(value) for name, value in trainer.callback_metrics.items()})
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        within = trainer.fit_loop.epoch_loop.batch_progress.current.ready
+        if self._validated_step != trainer.global_step and within < trainer.num_training_batches:
+            metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+            where = f"{_epoch(trainer)}, ended at batch {within}/{trainer.num_training_batches}"
+            self._say_losses(where, metrics, ("train/loss",))
         self._say_measured(trainer)
         for table in _tables(_latest(trainer, when="end")):
             log.info(f"at the end\n{table}")

@@ -40,8 +40,8 @@ SAVE = "save_checkpoint"
 
 Context = Callable[[], AbstractContextManager[None]]
 
-SHOWN = ("pairs_per_second", "data_wait", "mfu")
-"""What the progress bar has room for."""
+SHOWN = {"pairs_per_second": "pairs/s", "data_wait": "waiting", "mfu": "mfu"}
+"""What the progress bar has room for, and as what."""
 
 
 class Throughput(Callback):
@@ -179,7 +179,7 @@ class Throughput(Callback):
             rank_zero_only=True,
         )
         # What goes to the bar through `log_dict` is turned to numbers again after every step.
-        shown = {f"throughput/{name}": values[name] for name in SHOWN if name in values}
+        shown = {label: values[name] for name, label in SHOWN.items() if name in values}
         trainer.progress_bar_metrics.update(shown)
 
     def _values(self, trainer: L.Trainer, module: CLIPModule, lap: Lap) -> dict[str, float]:

@@ -96,10 +96,12 @@ class Check(ClipkitCLI):
             raise
 
     def _check(self) -> None:
-        first = self.trainer.is_global_zero
+        first, data = self.trainer.is_global_zero, self.datamodule
         if first:
-            print(f"checking: gradients, then {SECONDS:.0f} s of training; nothing is written")
-        data = self.datamodule
+            caches = " but the caches that are asked for" if data.caches else ""
+            print(
+                f"checking: gradients, then {SECONDS:.0f} s of training; nothing is written{caches}"
+            )
         step, stretch = OneStep(), Stretch()
         self._fit(AsFitRefuses(self._callbacks_of_fit), step)
         data.batch_size = step.own_batch_size

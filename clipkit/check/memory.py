@@ -15,6 +15,7 @@ from torch import Tensor
 
 from clipkit.data.pairs import PairBatch
 from clipkit.module import CLIPModule
+from clipkit.pieces import counting_norms
 
 SECONDS = 20.0
 """How long micro-batches are tried."""
@@ -143,7 +144,8 @@ def _by_growth(
     room = available_memory() // processes
     began = time.perf_counter()
     peaks: list[tuple[int, int]] = []  # pairs, bytes
-    pairs, took, growth = 1, 0.0, 0
+    # A lone pair has no statistics for batch norm to take.
+    pairs, took, growth = 2 if counting_norms([module]) else 1, 0.0, 0
     while pairs <= _MOST and time.perf_counter() - began + 2 * took < SECONDS:
         reset_peak()
         step_began = time.perf_counter()

@@ -46,7 +46,8 @@ def gradient_rows(found: Comparison, module: CLIPModule, ranks: int) -> Iterator
     yield "verdict", f"{who} and one process {_verdict(found)}"
     yield (
         "largest difference",
-        f"{found.difference:.2g} times the largest gradient of {found.worst}",
+        f"{found.difference:.2g} times the largest gradient of {found.worst} "
+        f"(up to {found.allowed:.2g} is rounding)",
     )
     still = f"; held still: {', '.join(found.held_still)}" if found.held_still else ""
     yield "compared", f"{found.parameters} parameters on {found.pairs} pairs in float64{still}"

@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageFilter
+from PIL import Image, ImageFilter, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
 from torch import Tensor
 
@@ -455,9 +455,10 @@ def _opened(source: Source) -> Iterator[Image.Image]:
     except (
         Exception
     ) as error:  # PIL's readers raise whatever their parsing trips over, not only OSError
-        raise ImageDecodeError(
-            f"cannot decode {_describe(source)}: {error or type(error).__name__}"
-        ) from error
+        # PIL speaks of the object in memory where it knows no format.
+        unknown = isinstance(error, UnidentifiedImageError)
+        reason = "it is no picture" if unknown else error or type(error).__name__
+        raise ImageDecodeError(f"cannot decode {_describe(source)}: {reason}") from error
 
 
 def _orientation(image: Image.Image) -> int:

@@ -110,6 +110,7 @@ class PreparedPictures:
         self._prepare = prepare
         self._file = file
         self._checked: np.ndarray[Any, np.dtype[np.bool_]] | None = None
+        self._said_damaged = False
 
     def __getitem__(self, row: int) -> Prepared:
         """Return the picture of a row.
@@ -137,10 +138,13 @@ class PreparedPictures:
         if not self._checked[row]:
             if zlib.crc32(pixels.data) != file["crc"][row]:
                 file.mark_damaged()
-                log.warning(
-                    "warning: row %d of %s is damaged and decoded as usual; the next run builds "
-                    "the file again", row, file.path,
-                )  # fmt: skip
+                if not self._said_damaged:
+                    self._said_damaged = True
+                    log.warning(
+                        "warning: row %d of %s is damaged, and others may be; what is damaged is "
+                        "decoded as usual, and the next run builds the file again",
+                        row, file.path,
+                    )  # fmt: skip
                 return None
             self._checked[row] = True
         return pixels.reshape(shape)

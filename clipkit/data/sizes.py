@@ -8,6 +8,7 @@ from clipkit.encoders.base import ImageEncoder
 from clipkit.errors import UserError
 
 KEY = "data.image_sizes"
+_MOST = 2  # times the encoder's own size: a digit too many fills a machine's memory
 
 
 class SizeSchedule:
@@ -45,6 +46,11 @@ class SizeSchedule:
             UserError: the tower does not take a size.
         """
         for size in self.sizes.values():
+            if size > _MOST * encoder.image_size:
+                raise UserError(
+                    f"{KEY}: {size} is more than {_MOST} times the {encoder.image_size} pixels "
+                    "that the image encoder is made for and evaluation sees"
+                )
             try:
                 encoder.try_size(size)
             except Exception as error:

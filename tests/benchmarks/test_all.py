@@ -3,6 +3,7 @@
 import argparse
 
 import pytest
+import torch
 
 from benchmarks import all as everything
 from benchmarks.findings import (
@@ -63,7 +64,9 @@ def test_a_step_is_read_where_only_theirs_was_compiled():
 
 
 def options(tmp_path):
-    return argparse.Namespace(results=tmp_path / "results", rehearse=True, device="cpu")
+    return argparse.Namespace(
+        results=tmp_path / "results", rehearse=True, device="cpu", only=None, data=tmp_path / "none"
+    )
 
 
 def test_a_failure_is_named_and_the_others_are_asked(tmp_path, capfd):
@@ -88,11 +91,23 @@ def test_what_takes_too_long_is_ended(tmp_path):
     assert answer.failure == "not done after 0.01 minutes"
 
 
+def test_a_question_whose_data_is_not_there_says_so(tmp_path):
+    wants = Question("wants", "?", "tokens", "", of_whatever, needs_data=True)
+    failure = everything.ask(wants, options(tmp_path)).failure
+    assert failure.startswith("not asked: ")
+    assert "--data" in failure
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
         (["--only", "stepp"], "no question 'stepp'"),
         (["--rehearse"], "its figures mean nothing"),
+        pytest.param(
+            ["--device", "cuda"],
+            "there is no GPU here",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is one"),
+        ),
     ],
 )
 def test_mistakes_are_refused(words, said, capsys):

@@ -278,7 +278,7 @@ def test_the_bar_shows_it(workdir, pictures):
     )  # fmt: skip
     before = trainer.profiler
     trainer.fit(module, data)
-    assert trainer.progress_bar_metrics["throughput/pairs_per_second"] > 0
+    assert trainer.progress_bar_metrics["pairs/s"] > 0
     assert trainer.profiler is before
     logging.getLogger("clipkit").handlers.clear()
 
