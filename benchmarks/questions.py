@@ -54,7 +54,7 @@ CPU = (
     ),
     Question(
         "text-lengths", "the text tower by caption lengths",
-        "text_lengths --batches 64 --rounds 3",
+        "text_lengths --batches 64 --mixes coco --rounds 3",
         "--batches 8 --mixes coco --towers tiny --rounds 1", findings.of_text_lengths,
         needs_data=True,
     ),
