@@ -212,8 +212,9 @@ class ClipkitCLI(LightningCLI):
         # Its table says less than the lines that clipkit prints.
         if config.get("enable_model_summary") is None:
             kwargs["enable_model_summary"] = False
-        trainer = self._lightnings_trainer(config, kwargs)
-        _refuse_nodes_that_do_not_know_each_other(trainer)
+        _check_strategy(config.get("strategy"))
+        trainer = super().instantiate_trainer(**kwargs)
+        _check_nodes(trainer)
         added = [
             CheckMonitors(),
             RunFolder(
@@ -233,20 +234,6 @@ class ClipkitCLI(LightningCLI):
         callbacks.append(Console(plain=not interactive))
         trainer.loggers = [*trainer.loggers, Journal()]
         return trainer
-
-    def _lightnings_trainer(self, config: Any, kwargs: dict[str, Any]) -> Trainer:
-        strategy, known = config.get("strategy"), StrategyRegistry.available_strategies()
-        if isinstance(strategy, str) and strategy not in ("auto", *known):
-            close = get_close_matches(strategy, known, n=1)
-            hint = f"did you mean {close[0]}? " if close else ""
-            raise UserError(
-                f"trainer.strategy: {strategy} is no strategy; {hint}auto and ddp are the usual "
-                f"ones, and there are {', '.join(name for name in known if name != 'ddp')}"
-            )
-        try:
-            return super().instantiate_trainer(**kwargs)
-        except ValueError as error:  # what torchrun started does not fit what was asked for
-            raise UserError(f"trainer: {one_line(str(error))}") from error
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         arguments = super()._prepare_subcommand_kwargs(subcommand)
@@ -283,8 +270,26 @@ def run(
         raise UserError(one_line(str(error))) from error
 
 
-def _refuse_nodes_that_do_not_know_each_other(trainer: Trainer) -> None:
+def _check_strategy(strategy: Any) -> None:
+    known = StrategyRegistry.available_strategies()
+    if isinstance(strategy, str) and strategy not in ("auto", *known):
+        close = get_close_matches(strategy, known, n=1)
+        hint = f"did you mean {close[0]}? " if close else ""
+        raise UserError(
+            f"trainer.strategy: {strategy} is no strategy of Lightning's; {hint}"
+            "auto and ddp are the usual ones"
+        )
+
+
+def _check_nodes(trainer: Trainer) -> None:
+    """Refuse processes that would wait for others, or that others were not told of."""
     environment = getattr(trainer.strategy, "cluster_environment", None)
+    if environment is None:
+        return
+    try:
+        environment.validate_settings(num_devices=trainer.num_devices, num_nodes=trainer.num_nodes)
+    except ValueError as error:
+        raise UserError(f"trainer.devices, trainer.num_nodes: {one_line(str(error))}") from error
     told = {"NODE_RANK", "GROUP_RANK"} & os.environ.keys()
     if trainer.num_nodes > 1 and isinstance(environment, LightningEnvironment) and not told:
         raise UserError(

@@ -37,7 +37,7 @@ def refused(workdir, pictures, command, capsys):
         (["--data.caption_column", "captoin"], ["data.caption_column 'captoin'", "caption, label"]),
         (["--data.batch_size", "64"], ["data.batch_size: 64", "23 pairs"]),
         (["--data.batch_size", "0"], ["data.batch_size: 0"]),
-        (["--data.batch_size", "many"], ["data.batch_size: many", "int"]),
+        (["--data.batch_size", "many"], ["data.batch_size: many", "a whole number"]),
         (["--model.optimzer.lr", "1"], ["--model.optimzer.lr", "did you mean --model.optimizer"]),
         (["--model.embed_dimm", "1"], ["did you mean --model.embed_dim"]),
         (["--model.image_encoder", "NoSuch"], ["model.image_encoder: NoSuch", "TimmImageEncoder"]),
@@ -48,7 +48,7 @@ def refused(workdir, pictures, command, capsys):
         (["--model.tokenizer.path", "nope.json"], ["model.tokenizer.path", "nope.json"]),
         (["--model.schedule.warmup_ratio", "7"], ["model.schedule.warmup_ratio: 7"]),
         (["--trainer.precision", "17"], ["trainer.precision: 17", "bf16-mixed"]),
-        (["--trainer.max_epochs", "x"], ["trainer.max_epochs: x", "int"]),
+        (["--trainer.max_epochs", "x"], ["trainer.max_epochs: x", "a whole number"]),
         (["--ckpt_path", "nope.ckpt"], ["nope.ckpt", "no such file"]),
         (["--weights", "nope.ckpt"], ["nope.ckpt", "no such file"]),
         (["-c", "emojy"], ["-c emojy", "did you mean emoji", "ablations/siglip"]),
@@ -56,6 +56,14 @@ def refused(workdir, pictures, command, capsys):
         (["--trust", "no_such_code"], ["--trust no_such_code", "no_such_code.py", "PYTHONPATH"]),
         (["--trainer.max_epoch", "3"], ["no such option", "did you mean --trainer.max_epochs"]),
         (["--data.train_split", "tain"], ["data.train_split", "no split 'tain'; it has: train"]),
+        (["--model.micro_batch", "1"], ["model.micro_batch: 1 pair", "batch norm", "2 or more"]),
+        (["--model.compile", "perhaps"], ["model.compile: perhaps", "true or false"]),
+        (["--data.image_sizes", "{0:32}"], ["data.image_sizes", "a space behind the colon"]),
+        (["--data.image_sizes", "{one: 32}"], ["data.image_sizes", "one", "a whole number"]),
+        (["--data.image_sizes", "{0: 1000}"], ["data.image_sizes: 1000", "the 16 pixels"]),
+        (["--trainer.callbacks+=Throughputs"], ["did you mean Throughput?", "LinearProbe"]),
+        (["--trainer.strategy", "dpp"], ["trainer.strategy: dpp", "did you mean ddp?"]),
+        (["--trainer.strategy=ddp", "--trainer.num_nodes=2"], ["torchrun", "MASTER_ADDR"]),
     ],
 )  # fmt: skip
 def test_mistakes(refused, words, parts):
@@ -109,6 +117,10 @@ def test_mistakes_in_callbacks_end_before_a_run_folder_is_made(refused, workdir,
     error = refused(*words)
     assert all(part in error for part in parts), error
     assert not (workdir / "runs").exists()
+
+
+def test_help_is_not_what_a_misspelt_option_was_meant_to_be(refused):
+    assert ".help" not in refused("--model.text_encoder.patch_drop_ratio=0.5")
 
 
 def test_nothing_given(refused):
