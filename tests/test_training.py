@@ -187,6 +187,13 @@ def test_samples_seen_are_those_that_were_trained_on(fit):
     assert seen[-1] == 2 * 3 * 5
 
 
+def test_a_run_that_ends_within_an_epoch_says_so(fit, capsys):
+    assert fit("--trainer.max_steps=1", "--trainer.max_epochs=3") == 0
+    assert "epoch 1/3, ended at batch 1/2  0:0" in capsys.readouterr().out
+    assert fit("--trainer.max_epochs=1", name="whole") == 0
+    assert "ended at" not in capsys.readouterr().out
+
+
 def test_no_learning_is_warned_of_once(fit):
     # Dropout this high leaves nothing of a caption.
     words = ["--model.optimizer.lr=0", "--trainer.max_epochs=60", "--trainer.limit_val_batches=0"]

@@ -112,7 +112,9 @@ class Console(Callback):
         within = trainer.fit_loop.epoch_loop.batch_progress.current.ready
         if self._validated_step != trainer.global_step and within < trainer.num_training_batches:
             metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
-            where = f"{_epoch(trainer)}, ended at batch {within}/{trainer.num_training_batches}"
+            # Lightning has begun to count the next epoch.
+            epoch = _epoch(trainer, trainer.fit_loop.epoch_progress.current.ready)
+            where = f"{epoch}, ended at batch {within}/{trainer.num_training_batches}"
             self._say_losses(where, metrics, ("train/loss",))
         self._say_measured(trainer)
         for table in _tables(_latest(trainer, when="end")):
@@ -214,6 +216,7 @@ def _say_evaluated(metrics: dict[str, float]) -> None:
     log.info("\n".join(f"{name:{width}}  {metrics[name]!r}" for name in sorted(metrics)))
 
 
-def _epoch(trainer: L.Trainer) -> str:
+def _epoch(trainer: L.Trainer, number: int | None = None) -> str:
+    """Name an epoch, counted from one; the present one, if none is given."""
     total = f"/{trainer.max_epochs}" if (trainer.max_epochs or 0) > 0 else ""
-    return f"epoch {trainer.current_epoch + 1}{total}"
+    return f"epoch {number or trainer.current_epoch + 1}{total}"
