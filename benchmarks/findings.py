@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
+from benchmarks.interleaved import ratio
+
 Result = Mapping[str, Any]
 
 
@@ -198,8 +200,22 @@ def of_end_to_end(result: Result) -> Iterator[Finding]:
     for side, fast in result["times_as_fast"].items():
         yield Finding(f"{side}: speed over open_clip's training", spread_of(fast),
                       result["must_show"]["at_least"], " times")  # fmt: skip
+        yield Finding(f"{side}: the same, waiting for data left out",
+                      spread_of(_without_waiting(result, side)),
+                      result["must_show"]["at_least"], " times")  # fmt: skip
     for side, waited in result["share_waiting_for_data"].items():
         yield Finding(f"{side}: share of the time waiting for data", spread_of(waited))
+
+
+def _without_waiting(result: Result, side: str) -> dict[str, object]:
+    """Return the ratios if nobody waited: in short epochs it weighs that loaders start anew."""
+    rates, waits = result["pairs_per_second"], result["share_waiting_for_data"]
+
+    def busy(name: str) -> list[float]:
+        pairs = zip(rates[name]["all"], waits[name]["all"], strict=True)
+        return [(1 - waited) / rate for rate, waited in pairs]
+
+    return ratio(busy("open_clip"), busy(side))
 
 
 def of_start_up(result: Result) -> Iterator[Finding]:
