@@ -45,16 +45,17 @@ CPU = (
     ),
     Question(
         "loss", "the loss by tiles: memory and time",
-        "loss --rounds 3", "--pairs 64 128 --rounds 1 --losses info_nce", findings.of_loss,
+        "loss --pairs 4096 16384 --rounds 3", "--pairs 64 128 --rounds 1 --losses info_nce",
+        findings.of_loss,
     ),
     Question(
         "micro-batches", "the memory of a small batch, the loss of a large one",
-        "micro_batches --rounds 6", f"{TINY} --batch 4 --micro-batch 2 --rounds 1",
+        "micro_batches --rounds 4", f"{TINY} --batch 4 --micro-batch 2 --rounds 1",
         findings.of_micro_batches,
     ),
     Question(
         "text-lengths", "the text tower by caption lengths",
-        "text_lengths --batches 64 --mixes coco --rounds 3",
+        "text_lengths --batches 64 --mixes coco --towers ViT-B/32 --rounds 3",
         "--batches 8 --mixes coco --towers tiny --rounds 1", findings.of_text_lengths,
         needs_data=True,
     ),
@@ -68,31 +69,23 @@ CPU = (
     ),
     Question(
         "classifier", "building a zero-shot classifier",
-        "classifier --classes 10 --templates 40 --rounds 6", "--classes 2 --templates 2 --rounds 1",
+        "classifier --classes 10 --templates 40 --rounds 4", "--classes 2 --templates 2 --rounds 1",
         findings.of_classifier,
     ),
     Question(
         "ranks", "from one rank to two, against open_clip under DDP",
-        "ranks --rounds 6", "--model tiny --batch 2 --rounds 1", findings.of_ranks,
+        "ranks --rounds 4", "--model tiny --batch 2 --rounds 1", findings.of_ranks,
     ),
     Question(
         "end-to-end", "from JPEG files on disk to steps, against open_clip's training",
-        "end_to_end --workers 1 2 --steps 4 --rounds 6",
+        "end_to_end --workers 1 2 --steps 4 --rounds 3",
         "--model tiny --steps 2 --rounds 1 --workers 0", findings.of_end_to_end, minutes=10,
         needs_data=True,
     ),
     Question(
         "start-up", "how long commands take to start",
-        "start_up --rounds 3", "--rounds 1 --only 'import clipkit' 'import open_clip'",
+        "start_up --rounds 2", "--rounds 1 --only 'import clipkit' 'import open_clip'",
         findings.of_start_up,
-    ),
-    Question(
-        "retrieval-scale", "retrieval, 20,000 pictures by 100,000 captions",
-        "retrieval_scale", "--images 100 --texts 200 --dim 8", findings.of_whatever,
-    ),
-    Question(
-        "evaluation-share", "what evaluation costs inside the emoji recipe",
-        "evaluation_share --epochs 2", "--epochs 1", findings.of_whatever, needs_data=True,
     ),
 )  # fmt: skip
 
@@ -130,6 +123,14 @@ GPU = (
 
 OTHERS = (
     Question(
+        "retrieval-scale", "retrieval, 20,000 pictures by 100,000 captions",
+        "retrieval_scale", "--images 100 --texts 200 --dim 8", findings.of_whatever,
+    ),
+    Question(
+        "evaluation-share", "what evaluation costs inside the emoji recipe",
+        "evaluation_share --epochs 2", "--epochs 1", findings.of_whatever, needs_data=True,
+    ),
+    Question(
         "tasks-together", "zero-shot and retrieval at once, against clip-benchmark",
         "tasks_together", "", findings.of_whatever,
     ),
@@ -138,7 +139,7 @@ OTHERS = (
         "trains_as_well --seeds 5 --minutes 4", "", findings.of_trains_as_well,
     ),
 )  # fmt: skip
-"""Too long to stand among those that are asked together."""
+"""Asked by themselves: too long, or not of training."""
 
 
 def latest(question: Question, folder: Path = RESULTS) -> Path | None:

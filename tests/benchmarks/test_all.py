@@ -15,7 +15,7 @@ from benchmarks.findings import (
     spread_of,
 )
 from benchmarks.overview import PAGE, blocks
-from benchmarks.questions import CPU, GPU, Question, latest
+from benchmarks.questions import GPU, OTHERS, Question, latest
 from benchmarks.scaling import filled
 
 
@@ -71,7 +71,7 @@ def options(tmp_path):
 
 def test_a_failure_is_named_and_the_others_are_asked(tmp_path, capfd):
     broken = Question("broken", "what cannot be asked", "no_such_script", "", of_whatever)
-    whole = next(question for question in CPU if question.name == "retrieval-scale")
+    whole = next(question for question in OTHERS if question.name == "retrieval-scale")
     assert everything.ask_all([broken, whole], options(tmp_path)) == 1
     output = capfd.readouterr().out
     row = next(line for line in output.splitlines() if line.startswith("broken "))
