@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import signal
+import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -37,6 +38,9 @@ _LEFT_OUT: dict[str, Any] = {
 }
 
 
+FAILED = 70
+"""Exit code of a check that could not be made, for no fault of the user's."""
+
 _FOR_GRADIENTS: dict[str, Any] = {
     "precision": "64-true",
     "accumulate_grad_batches": 1,
@@ -46,7 +50,14 @@ _FOR_GRADIENTS: dict[str, Any] = {
 
 def run(words: Sequence[str], *, trust: Sequence[str] = ()) -> int:
     """Run the command; returns 0 where the gradients agree, 1 where they differ."""
-    return building.run(["fit", *words], trust=trust, command=Check)
+    try:
+        return building.run(["fit", *words], trust=trust, command=Check)
+    except UserError:
+        raise
+    except Exception:
+        # Python's own exit code, 1, would say that gradients differ.
+        traceback.print_exc()
+        return FAILED
 
 
 class Check(ClipkitCLI):

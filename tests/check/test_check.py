@@ -303,6 +303,16 @@ def test_what_cannot_be_checked(check, words, part):
     assert error.count("\n") == 1
 
 
+def test_an_error_is_not_taken_for_other_gradients(check, monkeypatch):
+    def broken(self):
+        raise RuntimeError("out of paper")
+
+    monkeypatch.setattr("clipkit.check.command.Check._check", broken)
+    code, (_, error) = check()
+    assert code == 70
+    assert error.endswith("RuntimeError: out of paper\n")
+
+
 def test_ctrl_c_ends_it_and_its_ranks(folder, pictures):
     process = subprocess.Popen(
         [sys.executable, "-m", "clipkit.cli", "check", "-c", "base", "-c", "tiny.yaml",
