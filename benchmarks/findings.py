@@ -43,11 +43,12 @@ class Finding(NamedTuple):
         """The value in words."""
         if self.measured is None:
             return "not measured"
-        value, low, high = map(_number, self.measured[:3])
+        found = self.measured
+        value, low, high = map(_number, (found.value, found.low, found.high))
         interval = f" ({low} to {high})" if "-" in low + high else f" ({low}-{high})"
         shown = f"{value}{self.unit}" + (interval if low != high else "")
-        unsure = low != high and self.measured.coverage < 0.9
-        return f"{shown}, {100 * self.measured.coverage:.0f} % sure" if unsure else shown
+        unsure = low != high and found.coverage < 0.9
+        return f"{shown}, {100 * found.coverage:.0f} % sure" if unsure else shown
 
     @property
     def verdict(self) -> str:
@@ -55,7 +56,8 @@ class Finding(NamedTuple):
         if self.goal is None or self.measured is None:
             return ""
         sign = -1 if self.at_most else 1
-        margins = sorted(sign * (end - self.goal) for end in self.measured[1:3])
+        ends = (self.measured.low, self.measured.high)
+        margins = sorted(sign * (end - self.goal) for end in ends)
         if margins[0] >= 0:
             return "met"
         return "open" if margins[1] >= 0 else "not met"
@@ -235,7 +237,7 @@ def of_trains_as_well(result: Result) -> Iterator[Finding]:
     ends = [end for kind in ("welch", "paired") for end in found[kind] or []]
     # A single seed a side has no interval, and its value says nothing of the goal.
     value = found["value"]
-    ahead = Measured(value, min(ends), max(ends)) if ends else Measured(value, value, value)
+    ahead = Measured(value, min(ends), max(ends)) if ends else exactly(value)
     goal = result["must_show"]["difference_low"] if ends else None
     yield Finding("mean R@10, ours minus theirs", ahead, goal, " points")
 

@@ -68,7 +68,7 @@ def colour_of(name: str) -> str:
 def dots(axes: Axes, rows: Sequence[Row], unit: str, title: str = "") -> None:
     """Draw a point a row with its interval, its value written beside it."""
     for place, row in enumerate(reversed(rows)):
-        value, low, high, _ = row.measured
+        value, low, high = row.measured.value, row.measured.low, row.measured.high
         axes.plot([0, value], [place, place], color=row.colour, alpha=0.25, lw=5,
                   solid_capstyle="butt")  # fmt: skip
         axes.plot([low, high], [place, place], color=row.colour, lw=1.5)

@@ -231,26 +231,26 @@ class CLIPModule(L.LightningModule):
         return Embeddings(self._image_side(batch["images"]), text)
 
     def _image_side(self, images: Tensor) -> Tensor:
-        norms = bool(counting_norms([self.image_encoder, self.image_head]))
-        pieces = images.tensor_split(number_of_pieces(len(images), self.micro_batch, norms=norms))
+        modules = [self.image_encoder, self.image_head]
+        pieces = images.tensor_split(number_of_pieces(len(images), self.micro_batch, modules))
         return embed_pieces(
             self.encode_image,
             [(piece,) for piece in pieces],
-            modules=[self.image_encoder, self.image_head],
+            modules=modules,
             recompute=self.micro_batch is not None,
             keep_last=True,
         )
 
     def caption_groups(self, batch: PairBatch) -> CaptionGroups:
         """Return how the text side takes a batch: without padding, or with as little as it may."""
-        tokens, norms = batch["tokens"], bool(counting_norms([self.text_encoder, self.text_head]))
-        pieces = number_of_pieces(len(tokens), self.micro_batch, norms=norms)
+        tokens, modules = batch["tokens"], [self.text_encoder, self.text_head]
+        pieces = number_of_pieces(len(tokens), self.micro_batch, modules)
         knows_lengths = self.text_encoder.trim_is_exact and "lengths" in batch
         if knows_lengths and isinstance(self.text_encoder, PackingTextEncoder):
             spans = spans_of(batch["lengths"], pieces=pieces, overhead=0)
             return CaptionGroups(None, spans, packed=True)
         # Captions of like length together; batch norm would take its statistics from such alone.
-        if knows_lengths and not norms:
+        if knows_lengths and not counting_norms(modules):
             overhead = _GROUP_OVERHEAD.get(self.device.type, _GPU_GROUP_OVERHEAD)
             lengths = sorted(batch["lengths"], reverse=True)
             groups = None if self.micro_batch is None else pieces

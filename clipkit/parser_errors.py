@@ -121,7 +121,7 @@ def _unknown_class(key: str, name: str, others: Sequence[str]) -> str:
             return (
                 f"{key}: {name} cannot be imported ({reason}); your own file lies in this folder?"
             )
-    base = _OF_PART.get(key.rstrip("+"))
+    base = _OF_PART.get(key)
     known = sorted(part.__name__ for part in _subclasses(base)) if base else []
     close = get_close_matches(name, known, n=1)
     hint = f"did you mean {close[0]}? " if close else ""

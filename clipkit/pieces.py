@@ -87,19 +87,19 @@ class Span(NamedTuple):
     length: int
 
 
-def number_of_pieces(rows: int, most: int | None, *, norms: bool) -> int:
+def number_of_pieces(rows: int, most: int | None, modules: Sequence[nn.Module]) -> int:
     """Return into how many even pieces so many rows are cut, of at most so many rows each.
 
     Args:
         rows: of the batch.
         most: rows a piece; None leaves the batch whole.
-        norms: whether batch norm takes its statistics from a piece; a lone row has none, so that
+        modules: what a piece runs through. Batch norm finds no statistics in a lone row, so that
             the last of an odd number is taken along with two others.
     """
     if most is None or rows == 0:
         return 1
     pieces = -(-rows // most)
-    return min(pieces, max(rows // 2, 1)) if norms else pieces
+    return min(pieces, max(rows // 2, 1)) if counting_norms(modules) else pieces
 
 
 def spans_of(lengths: Sequence[int], *, pieces: int | None, overhead: int) -> list[Span]:

@@ -57,7 +57,6 @@ class Console(Callback):
         self._began = 0.0
         self._said = 0.0
         self._said_step = 0
-        self._validated_step = 0
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._began = self._said = time.monotonic()
@@ -89,7 +88,6 @@ class Console(Callback):
             _say_evaluated(metrics)
             return
         self._say_losses(_epoch(trainer), metrics, ("train/loss", "val/loss"))
-        self._validated_step = trainer.global_step
         self._say_measured(trainer)
 
     def _say_losses(self, where: str, metrics: dict[str, float], names: tuple[str, ...]) -> None:
@@ -110,7 +108,7 @@ class Console(Callback):
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         within = trainer.fit_loop.epoch_loop.batch_progress.current.ready
-        if self._validated_step != trainer.global_step and within < trainer.num_training_batches:
+        if self._said_step != trainer.global_step and within < trainer.num_training_batches:
             metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
             # Lightning has begun to count the next epoch.
             epoch = _epoch(trainer, trainer.fit_loop.epoch_progress.current.ready)

@@ -118,7 +118,7 @@ class Check(ClipkitCLI):
         data.batch_size = step.own_batch_size
         self._build_as_it_is()
         self.datamodule = data
-        largest = self._only_the_largest_pictures()
+        self._only_the_largest_pictures()
         comparison = step.comparison
         if first:
             assert comparison is not None
@@ -127,23 +127,22 @@ class Check(ClipkitCLI):
             return
         self._fit(stretch)
         if first:
-            self._say_rest(stretch, largest)
+            self._say_rest(stretch)
 
-    def _only_the_largest_pictures(self) -> int | None:
-        """Train the stretch on what takes most time and memory; returns the size if there are more.
+    def _only_the_largest_pictures(self) -> None:
+        """Train the stretch on what takes most time and memory.
 
         Small pictures, which come first, would say nothing of the epochs after them.
         """
         data = self.datamodule
         if not data.image_sizes.sizes:
-            return None
+            return
         epochs = self.trainer.max_epochs
-        largest: int = data.image_sizes.largest(
+        largest = data.image_sizes.largest(
             full=self.model.image_encoder.image_size,
             epochs=epochs if epochs is not None and epochs > 0 else None,
         )
         data.image_sizes = SizeSchedule({0: largest})
-        return largest
 
     def _fit(self, *callbacks: Callback) -> None:
         self.trainer.callbacks = [*callbacks]  # type: ignore[attr-defined]
@@ -174,12 +173,10 @@ class Check(ClipkitCLI):
             self.exit_code = 1
             print("\nnot to be trained as it is; speed and memory were not measured")
 
-    def _say_rest(self, found: Stretch, size: int | None) -> None:
+    def _say_rest(self, found: Stretch) -> None:
         assert found.speed is not None
         assert found.captions is not None
-        rows = page.speed_rows(
-            found.speed, self.datamodule, self.steps_done, found.largest, largest_size=size
-        )
+        rows = page.speed_rows(found.speed, self.datamodule, self.steps_done, found.largest)
         page.say("speed and memory", rows)
         page.say("captions", page.caption_rows(found.captions, self.model))
         print("\nall is well: the gradients agree")

@@ -62,17 +62,9 @@ def gradient_rows(found: Comparison, module: CLIPModule, ranks: int) -> Iterator
 
 
 def speed_rows(
-    speed: Speed,
-    data: PairDataModule,
-    steps_done: int,
-    largest: LargestMicroBatch | None,
-    *,
-    largest_size: int | None = None,
+    speed: Speed, data: PairDataModule, steps_done: int, largest: LargestMicroBatch | None
 ) -> Iterator[tuple[str, str]]:
-    """Say how fast the run is, how long it takes and in what memory.
-
-    Where pictures change their size, what was measured are those of `largest_size`.
-    """
+    """Say how fast the run is, how long it takes and in what memory."""
     batches = f"{speed.batches} batches" if speed.batches > 1 else "1 batch"
     stretch = f"{batches} in {speed.seconds:.0f} s"
     cold = "" if speed.warmed_up else ", the first and slowest among them"
@@ -84,9 +76,9 @@ def speed_rows(
         yield "of the card's peak", _percent(used)
     left = max(speed.total_steps - steps_done, 0)
     at_most = ""
-    if largest_size is not None:
+    for size in data.image_sizes.sizes.values():  # one, if any: what the stretch was trained on
         at_most = "at most "
-        yield "pictures", f"{largest_size} px, the largest of data.image_sizes; others are faster"
+        yield "pictures", f"{size} px, the largest of data.image_sizes; others are faster"
     yield (
         "to the end",
         f"{at_most}{_duration(left * speed.seconds_per_step)} for {left:,} steps of "

@@ -37,7 +37,7 @@ class SizeSchedule:
     def largest(self, *, full: int, epochs: int | None = None) -> int:
         """Return the largest size of a run of so many epochs, or of any."""
         reached = [s for start, s in self.sizes.items() if epochs is None or start < epochs]
-        return max(self.at(0, full=full), *reached, 0)
+        return max([self.at(0, full=full), *reached])
 
     def checked(self, encoder: ImageEncoder) -> str:
         """Return the line that says what will be done.
