@@ -7,7 +7,7 @@ import re
 from difflib import get_close_matches
 from typing import Any, NoReturn
 
-from clipkit.errors import UserError
+from clipkit.errors import UserError, did_you_mean
 
 _UNKNOWN = "unrecognized arguments: "
 _INVALID = re.compile(r"invalid choice: '(.*?)' \(choose from (.*)\)")
@@ -28,8 +28,7 @@ class Parser(argparse.ArgumentParser):
             message = f"{word}: no such option; {hint}"
         if chosen := _INVALID.search(message):
             known = re.findall(r"[\w-]+", chosen[2])
-            close = get_close_matches(chosen[1], known, n=1, cutoff=0.5)
-            hint = f"did you mean {close[0]}? " if close else ""
+            hint = did_you_mean(chosen[1], known, cutoff=0.5)
             option = message.removeprefix("argument ").partition(":")[0]
             message = f"{option}: unknown {chosen[1]!r}; {hint}known are: {', '.join(known)}"
         raise UserError(f"{self.prog.removeprefix('clipkit ')}: {message}")

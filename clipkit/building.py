@@ -10,7 +10,6 @@ import tempfile
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from difflib import get_close_matches
 from hashlib import blake2b
 from importlib.util import find_spec
 from pathlib import Path
@@ -32,7 +31,7 @@ from clipkit.callbacks.console import Bar, Console
 from clipkit.callbacks.interruption import SaveOnInterrupt
 from clipkit.callbacks.monitors import CheckMonitors
 from clipkit.data import PairDataModule
-from clipkit.errors import UserError
+from clipkit.errors import UserError, did_you_mean
 from clipkit.module import CLIPModule
 from clipkit.parser_errors import explain, one_line
 from clipkit.tracking import Journal, RunFolder, callbacks_of
@@ -273,8 +272,7 @@ def run(
 def _check_strategy(strategy: Any) -> None:
     known = StrategyRegistry.available_strategies()
     if isinstance(strategy, str) and strategy not in ("auto", *known):
-        close = get_close_matches(strategy, known, n=1)
-        hint = f"did you mean {close[0]}? " if close else ""
+        hint = did_you_mean(strategy, known)
         raise UserError(
             f"trainer.strategy: {strategy} is no strategy of Lightning's; {hint}"
             "auto and ddp are the usual ones"

@@ -6,9 +6,8 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
-from difflib import get_close_matches
 
-from clipkit.errors import UserError
+from clipkit.errors import UserError, did_you_mean
 
 HELP = """\
 usage: clipkit COMMAND [OPTIONS]
@@ -70,8 +69,7 @@ def _run(words: list[str], trust: list[str]) -> int:
     if command is None:
         if words[0].startswith("-"):
             raise UserError(f"{words[0]}: the command comes first, as in clipkit fit -c base")
-        close = get_close_matches(words[0], COMMANDS, n=1)
-        hint = f"did you mean {close[0]}? " if close else ""
+        hint = did_you_mean(words[0], COMMANDS)
         raise UserError(f"{words[0]}: no such command; {hint}there are {', '.join(COMMANDS)}")
     # A user's own classes lie in the current folder; at the end, so that they shadow nothing.
     if os.getcwd() not in sys.path:

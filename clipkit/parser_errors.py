@@ -12,6 +12,7 @@ from lightning.pytorch.callbacks import Callback
 
 from clipkit.data.pairs import PairDataModule
 from clipkit.encoders import ImageEncoder, TextEncoder
+from clipkit.errors import did_you_mean
 from clipkit.heads import Head
 from clipkit.losses import ContrastiveLoss
 
@@ -123,8 +124,7 @@ def _unknown_class(key: str, name: str, others: Sequence[str]) -> str:
             )
     base = _OF_PART.get(key)
     known = sorted(part.__name__ for part in _subclasses(base)) if base else []
-    close = get_close_matches(name, known, n=1)
-    hint = f"did you mean {close[0]}? " if close else ""
+    hint = did_you_mean(name, known)
     shipped = f"there are {', '.join(known)}, or " if known else ""
     return f"{key}: {name} is no class that fits here; {hint}{shipped}your own as my_code.MyClass"
 
@@ -155,8 +155,7 @@ def _unknown_argument(key: str, name: str, lines: Sequence[str], options: Iterab
     path = [match[1] for line in lines[:first] if (match := _CLASS_PATH.match(line))][-1]
     module, _, attribute = path.rpartition(".")
     takes = list(inspect.signature(getattr(import_module(module), attribute)).parameters)
-    close = get_close_matches(name, takes, n=1)
-    hint = f"did you mean {close[0]}? " if close else ""
+    hint = did_you_mean(name, takes)
     return f"{key}.{name}: {attribute} takes no {name}; {hint}it takes {', '.join(takes)}"
 
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from difflib import get_close_matches
 from pathlib import Path
 
-from clipkit.errors import UserError
+from clipkit.errors import UserError, did_you_mean
 
 BASE = "base"
 
@@ -31,8 +30,7 @@ def find(name: str) -> Path:
     if recipe.is_file():
         return recipe
     beside = [path.name for path in Path(name).parent.glob("*.yaml")]
-    close = get_close_matches(name, [*beside, *names()], n=1, cutoff=0.5)
-    hint = f"did you mean {close[0]}? " if close else ""
+    hint = did_you_mean(name, [*beside, *names()], cutoff=0.5)
     raise UserError(
         f"-c {name}: neither a file nor a recipe; {hint}the recipes are {', '.join(names())}"
     )

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from difflib import get_close_matches
-
 import lightning as L
 from lightning.pytorch.callbacks import Callback
 
 from clipkit.callbacks.evaluation import Evaluation
-from clipkit.errors import UserError
+from clipkit.errors import UserError, did_you_mean
 from clipkit.module import CLIPModule
 from clipkit.suite import EvalData
 from clipkit.tracking import callbacks_of
@@ -41,8 +39,7 @@ class CheckMonitors(Callback):
 
 
 def _unknown(callback: str, monitor: str, known: list[str]) -> str:
-    close = get_close_matches(monitor, known, n=1)
-    hint = f"did you mean {close[0]}? " if close else ""
+    hint = did_you_mean(monitor, known)
     return f"{callback}.monitor: nothing logs {monitor!r}; {hint}there are {', '.join(known)}"
 
 

@@ -16,13 +16,12 @@ import os
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, fields, replace
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from clipkit.errors import UserError
+from clipkit.errors import UserError, did_you_mean
 from clipkit.evaluation.prompts import TEMPLATES, resolve_templates
 from clipkit.suite.builtin import BUILTIN
 from clipkit.suite.clip_benchmark import OWN, is_folder, is_reference, read_reference
@@ -287,8 +286,7 @@ class _Value:
             name = str(key.value) if isinstance(key, yaml.ScalarNode) else "a list or keys"
             here = _Value(self.file, f"{self.key}.{name}".lstrip("."), key)
             if name not in known:
-                close = get_close_matches(name, list(known), n=1)
-                hint = f"did you mean {close[0]}? " if close else ""
+                hint = did_you_mean(name, known)
                 raise here.error(f"unknown key; {hint}known are: {', '.join(known)}")
             if name in found:
                 raise here.error("is written twice")
@@ -315,8 +313,7 @@ class _Value:
     def choice(self, known: Iterable[str]) -> str:
         value = self.text()
         if value not in known:
-            close = get_close_matches(value, list(known), n=1)
-            hint = f"did you mean {close[0]}? " if close else ""
+            hint = did_you_mean(value, known)
             raise self.error(f"unknown {value!r}; {hint}known are: {', '.join(known)}")
         return value
 
@@ -376,8 +373,7 @@ def _shipped(name: str) -> Path:
     if name in suite_names():
         return COLLECTIONS / f"{name}.yaml"
     beside = [path.name for path in Path(name).parent.glob("*.yaml")]
-    close = get_close_matches(name, [*suite_names(), *beside], n=1)
-    hint = f"did you mean {close[0]}? " if close else ""
+    hint = did_you_mean(name, [*suite_names(), *beside])
     raise UserError(
         f"suite {name!r}: neither a file nor a suite of clipkit; {hint}clipkit's are: "
         f"{', '.join(suite_names())}"

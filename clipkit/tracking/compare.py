@@ -11,12 +11,11 @@ import math
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from clipkit.errors import UserError
+from clipkit.errors import UserError, did_you_mean
 from clipkit.tracking import outcomes
 from clipkit.tracking.metric_names import (
     evaluation_of,
@@ -285,8 +284,7 @@ def choose_metrics(runs: Sequence[Run], asked: Sequence[str]) -> list[str]:
         ]
         if not hits:
             ends = [name.rpartition("/")[2] for name in names]
-            close = get_close_matches(pattern, [*names, *ends], n=1, cutoff=0.5)
-            hint = f"did you mean {close[0]}? " if close else ""
+            hint = did_you_mean(pattern, [*names, *ends], cutoff=0.5)
             some = [name for name in names if not name.startswith("train/")] or names
             raise UserError(
                 f"--metric {pattern}: no run has it; {hint}there are {', '.join(some[:12])}"
