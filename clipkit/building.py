@@ -19,21 +19,24 @@ import torch
 import yaml
 from jsonargparse import ArgumentError, Namespace
 from lightning import LightningDataModule, Trainer
+from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.strategies import DDPStrategy, StrategyRegistry
+from lightning.pytorch.utilities import rank_zero_only
 
 # Short names in YAML resolve for classes that are imported, hence these.
 from clipkit import checkpoint as checkpoints
 from clipkit import recipes
 from clipkit.callbacks.console import Bar, Console
-from clipkit.callbacks.interruption import SaveOnInterrupt
+from clipkit.callbacks.interruption import Interruption, StoppedError
 from clipkit.callbacks.monitors import CheckMonitors
 from clipkit.data import PairDataModule
 from clipkit.errors import UserError, did_you_mean
 from clipkit.module import CLIPModule
 from clipkit.parser_errors import explain, one_line
+from clipkit.saving import WholeFiles
 from clipkit.tracking import Journal, RunFolder, callbacks_of
 
 VERBS = ("fit", "validate", "test")
@@ -214,6 +217,8 @@ class ClipkitCLI(LightningCLI):
         _check_strategy(config.get("strategy"))
         trainer = super().instantiate_trainer(**kwargs)
         _check_nodes(trainer)
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+            trainer.strategy.checkpoint_io = WholeFiles()
         added = [
             CheckMonitors(),
             RunFolder(
@@ -223,7 +228,7 @@ class ClipkitCLI(LightningCLI):
                 configuration=configuration,
                 config_yaml=yaml.safe_dump(configuration, sort_keys=False, allow_unicode=True),
             ),
-            SaveOnInterrupt(),
+            Interruption(),
         ]
         # After the evaluations, which refuse what they cannot measure before a folder is made;
         # before the checkpoint callbacks, which Lightning keeps last; the table after everything.
@@ -262,6 +267,9 @@ def run(
     _quieten_libraries()
     try:
         return command(words, trust=trust).exit_code
+    except StoppedError as stopped:
+        # Lightning takes another rank that ends with an error for a failure, and kills the first.
+        return stopped.exit_code if rank_zero_only.rank == 0 else 0  # type: ignore[attr-defined]
     except SystemExit as stop:
         # Lightning ends an interrupted fit with exit(1).
         return 130 if stop.code == 1 else int(stop.code or 0)

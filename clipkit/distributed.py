@@ -49,6 +49,26 @@ def any_rank(condition: bool, device: torch.device) -> bool:
     return bool(_all_gather(torch.tensor([condition], device=device)).any())
 
 
+class Agreement:
+    """Whether any process asks for something, known to all of them at the same moment.
+
+    Made by all processes together; asking makes the processes wait for one another, and no GPU.
+    """
+
+    def __init__(self) -> None:
+        self._group: Any = None
+        if world_size() > 1 and dist.get_backend() != "gloo":
+            self._group = dist.new_group(backend="gloo")
+
+    def any(self, asked: bool) -> bool:
+        """Return whether any process asked."""
+        if world_size() == 1:
+            return asked
+        flag = torch.tensor([asked], dtype=torch.int32)
+        dist.all_reduce(flag, op=dist.ReduceOp.MAX, group=self._group)
+        return bool(flag)
+
+
 def least(value: Tensor) -> Tensor:
     """Return the least of all processes' values, on each of them."""
     return value if world_size() == 1 else _all_gather(value[None]).amin(0)

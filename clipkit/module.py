@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import warnings
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple, Protocol
@@ -30,6 +31,7 @@ from clipkit.heads import Head
 from clipkit.losses import ContrastiveLoss, Ids, InfoNCELoss, SigLIPLoss
 from clipkit.optim import OptimizerFactory, ScheduleFactory, fuse, parameter_groups
 from clipkit.pieces import Span, counting_norms, embed_pieces, number_of_pieces, spans_of
+from clipkit.resume import Position, epochs_done, seed_step, settle
 from clipkit.temperature import Temperature
 from clipkit.tokenizer import TextContract, Tokenizer
 
@@ -152,6 +154,7 @@ class CLIPModule(L.LightningModule):
         self._first_bad_step = torch.tensor(_NEVER)
         self._warned_of_no_learning = False
         self._reported_truncation = False
+        self._seed = 0
 
     # --- The public verbs --------------------------------------------------------------------
 
@@ -290,6 +293,7 @@ class CLIPModule(L.LightningModule):
     # --- Training ----------------------------------------------------------------------------
 
     def on_fit_start(self) -> None:
+        self._seed = int(os.environ.get("PL_GLOBAL_SEED", torch.initial_seed()))
         data = getattr(self.trainer, "datamodule", None)
         batch_size = getattr(data, "batch_size", None)
         if batch_size is not None:
@@ -340,6 +344,9 @@ class CLIPModule(L.LightningModule):
         trainer: Any = self.trainer
         if 0 < steps < trainer.log_every_n_steps:
             trainer.log_every_n_steps = max(int(steps), 1)
+
+    def on_train_batch_start(self, batch: PairBatch, batch_idx: int) -> None:
+        seed_step(self._seed, Position(epochs_done(self.trainer), batch_idx), rank())
 
     def training_step(self, batch: PairBatch, batch_idx: int) -> Tensor:
         embeddings = self(batch)
@@ -571,6 +578,8 @@ class CLIPModule(L.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._refuse_non_finite()
         self._refuse_non_finite_weights()
+        if "loops" in checkpoint:
+            settle(checkpoint, self.trainer)
         if self.configuration is not None:
             checkpoint[checkpoints.KEY] = checkpoints.record(
                 self.configuration,

@@ -18,6 +18,8 @@ LAYERS = [
         "distributed",
         "optim",
         "pieces",
+        "resume",
+        "saving",
         "recipes",
         "arguments",
     },

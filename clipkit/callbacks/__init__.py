@@ -1,5 +1,6 @@
 """Evaluation and measurement inside training."""
 
+from clipkit.callbacks.last_checkpoint import LastCheckpoint
 from clipkit.callbacks.pictures import EvaluationPictures
 from clipkit.callbacks.probes import LinearProbe, NearestNeighbours
 from clipkit.callbacks.throughput import Throughput
@@ -7,6 +8,7 @@ from clipkit.callbacks.zero_shot import ZeroShotClassification, ZeroShotRetrieva
 
 __all__ = [
     "EvaluationPictures",
+    "LastCheckpoint",
     "LinearProbe",
     "NearestNeighbours",
     "Throughput",

@@ -10,9 +10,10 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint, TQDMProgressBar
+from lightning.pytorch.callbacks import Callback, TQDMProgressBar
 
 from clipkit.callbacks.evaluation import Evaluation
+from clipkit.callbacks.last_checkpoint import LastCheckpoint
 from clipkit.module import CLIPModule
 from clipkit.tracking import MLflowLogger, callbacks_of, folder_of_run
 from clipkit.tracking.chosen import chosen_checkpoint
@@ -158,7 +159,8 @@ def _summary(trainer: L.Trainer, seconds: float) -> Iterator[str]:
 def _checkpoint(trainer: L.Trainer) -> str:
     """Return the checkpoint chosen on validation, else the last."""
     last = [
-        c.last_model_path for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)
+        str(c.path or "") if isinstance(c, LastCheckpoint) else getattr(c, "last_model_path", "")
+        for c in trainer.checkpoint_callbacks
     ]
     return chosen_checkpoint(trainer) or next(filter(None, last), "")
 

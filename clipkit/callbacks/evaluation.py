@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import torch
@@ -96,6 +97,18 @@ class Evaluation(Callback):
         """How long the evaluations of this fit have taken together."""
         return self._clock.spent
 
+    @property
+    def state_key(self) -> str:
+        return self._generate_state_key(datasets=sorted(self.datasets))
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"latest": self._latest, "evaluated_step": self._evaluated_step}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._latest = state_dict["latest"]
+        self._evaluated_step = state_dict["evaluated_step"]
+        self._has_logged = bool(self._latest["epoch"])
+
     # --- When ----------------------------------------------------------------------------------
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -147,8 +160,9 @@ class Evaluation(Callback):
             _log_directly(trainer, metrics, step=trainer.global_step)
             pl_module.log_dict(_exactly(metrics), logger=False)
             self._has_logged = True
-        # In an epoch without an evaluation the checkpoint callback still reads the last value,
-        # which Lightning keeps; the loggers get none.
+        else:
+            # The checkpoint callback still reads the last value; the loggers get none.
+            pl_module.log_dict(_exactly(self._latest["epoch"]), logger=False)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         # A run that steps, time or a callback have ended: the weights it ends with count.

@@ -42,6 +42,7 @@ from clipkit.data.sampling import EvaluationSampler, SampleKey, TrainSampler
 from clipkit.data.sizes import FULL_SIZE, SizeSchedule
 from clipkit.encoders.base import Interpolation, ResizeMode
 from clipkit.errors import UserError
+from clipkit.resume import BEGINNING, Position, position
 from clipkit.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -146,6 +147,8 @@ class PairDataModule(L.LightningDataModule):
         self.seed = int(os.environ.get("PL_GLOBAL_SEED", "0")) if seed is None else seed
         self._rows: dict[str, Rows] = {}
         self._ready: dict[tuple[object, ...], PairDataset] = {}
+        self._num_pairs = 0
+        self._start = BEGINNING
 
     @abstractmethod
     def load(self, split: str) -> Rows:
@@ -173,7 +176,8 @@ class PairDataModule(L.LightningDataModule):
         for split in splits.get(stage, ()):
             self._load_once(split)
         if TRAIN in self._rows:
-            self._fit_batch(len(self._pairs(TRAIN)))
+            self._num_pairs = len(self._pairs(TRAIN))
+            self._fit_batch(self._num_pairs)
         if stage == "fit" and self.image_sizes.sizes and self.trainer is not None:
             log.info(self.image_sizes.checked(self._module().image_encoder))
         if self.caches:  # here, so that it is done before the first step
@@ -189,6 +193,7 @@ class PairDataModule(L.LightningDataModule):
             rank=self._rank,
             world_size=self._world_size,
             seed=self.seed,
+            start=self._start,
         )
         return self._loader(pairs, sampler)
 
@@ -197,6 +202,30 @@ class PairDataModule(L.LightningDataModule):
 
     def test_dataloader(self) -> DataLoader[PairBatch]:
         return self._evaluation_loader(TEST)
+
+    # --- Where a run stands ------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, int]:
+        """Return the position of the run, and what decides which rows it has seen by then."""
+        if self.trainer is None or TRAIN not in self._rows:
+            return {}
+        return {**position(self.trainer)._asdict(), **self._deciding_order()}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        if self.trainer is None or not state_dict or TRAIN not in self._rows:
+            return
+        start = Position(state_dict["epoch"], state_dict["batches"])
+        for name, now in self._deciding_order().items() if start.batches else ():
+            if state_dict[name] != now:
+                raise UserError(
+                    f"data: the checkpoint stands within an epoch, {start.batches:,} batches into "
+                    f"it, and was trained with {name.replace('_', ' ')} {state_dict[name]:,}, not "
+                    f"{now:,}; go on with the same, or start a new run from it with --weights"
+                )
+        self._start = start
+
+    def _deciding_order(self) -> dict[str, int]:
+        return {"batch_size": self.batch_size, "seed": self.seed, "pairs": self._num_pairs}
 
     # --- Rows to pairs -----------------------------------------------------------------------
 

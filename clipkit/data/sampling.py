@@ -8,6 +8,8 @@ from typing import NamedTuple
 import numpy as np
 from torch.utils.data import Dataset, DistributedSampler
 
+from clipkit.resume import BEGINNING, Position
+
 
 class SampleKey(NamedTuple):
     """What a data set is asked for: drawing augmentations needs the epoch beside the number."""
@@ -25,15 +27,30 @@ class TrainSampler(DistributedSampler[SampleKey]):
 
     Global batch k of an epoch holds the same rows for any number of ranks; rows that do not fill a
     last batch are left out of that epoch.
+
+    Args:
+        data: what is sampled.
+        length: pairs of it.
+        batch_size: pairs of a global batch.
+        rank: whose share is yielded.
+        world_size: how many ranks share a batch.
+        seed: of the permutations.
+        start: the position to go on from; its batches of its epoch are passed over.
     """
 
     def __init__(
         self, data: Dataset[object], *, length: int, batch_size: int, rank: int, world_size: int,
-        seed: int,
+        seed: int, start: Position = BEGINNING,
     ) -> None:  # fmt: skip
         super().__init__(data, num_replicas=world_size, rank=rank, seed=seed)
         self.length = length
         self.batch_size = batch_size
+        self.start = start
+        self.epoch = start.epoch
+
+    def set_epoch(self, epoch: int) -> None:
+        # Loader processes fetch ahead before Lightning has read where it goes on: it then says 0.
+        self.epoch = max(epoch, self.start.epoch)
 
     def __len__(self) -> int:
         return self.length // self.batch_size * (self.batch_size // self.num_replicas)
@@ -41,7 +58,9 @@ class TrainSampler(DistributedSampler[SampleKey]):
     def __iter__(self) -> Iterator[SampleKey]:
         order = np.random.default_rng((self.seed, self.epoch)).permutation(self.length)
         share = self.batch_size // self.num_replicas
-        for start in range(0, self.length - self.batch_size + 1, self.batch_size):
+        passed_over = self.start.batches if self.epoch == self.start.epoch else 0
+        beginning = passed_over * self.batch_size
+        for start in range(beginning, self.length - self.batch_size + 1, self.batch_size):
             first = start + self.rank * share
             for index in order[first : first + share]:
                 yield SampleKey(self.epoch, int(index))

@@ -1,0 +1,115 @@
+"""Checkpoint files that are whole or not there: written beside, then renamed; proved when read."""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from contextlib import suppress
+from pathlib import Path
+from typing import IO, Any, cast
+from zlib import error as ZlibError
+
+import torch
+from lightning.fabric.plugins import TorchCheckpointIO
+
+from clipkit.errors import UserError
+
+
+class WholeFiles(TorchCheckpointIO):
+    """Writes a checkpoint into a file of another name, to the disk, and then gives it its own.
+
+    Whoever reads finds the old file or the new one, never half of one, whatever kills the writer.
+    """
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None
+    ) -> None:
+        if "://" in str(path):
+            super().save_checkpoint(checkpoint, path, storage_options)
+            return
+        path = Path(path)
+        part = path.with_name(f".{path.name}.part")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with part.open("wb") as file:
+                writer = _Writer(file)
+                try:
+                    torch.save(checkpoint, cast("IO[bytes]", writer))
+                except RuntimeError as error:
+                    # torch hides what the file said behind an assertion of its own.
+                    raise writer.failure or error from error
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(part, path)
+            _sync_folder(path.parent)
+        except OSError as error:
+            with suppress(OSError):
+                part.unlink(missing_ok=True)
+            raise NotSavedError(path, error) from error
+
+    def load_checkpoint(self, path: Any, *arguments: Any, **keywords: Any) -> dict[str, Any]:
+        if "://" not in str(path):
+            refuse_damaged(path)
+        loaded: dict[str, Any] = super().load_checkpoint(path, *arguments, **keywords)
+        return loaded
+
+
+class NotSavedError(UserError):
+    """A checkpoint could not be written."""
+
+    def __init__(self, path: Path, error: OSError) -> None:
+        super().__init__(f"checkpoint {path}: cannot be written ({error.strerror or error})")
+
+
+class _Writer:
+    """A file that remembers why it could not be written."""
+
+    def __init__(self, file: Any) -> None:
+        self._file = file
+        self.failure: OSError | None = None
+
+    def write(self, content: Any) -> int:
+        try:
+            return int(self._file.write(content))
+        except OSError as error:
+            self.failure = self.failure or error
+            raise
+
+    def flush(self) -> None:
+        self._file.flush()
+
+
+def damage(path: str | Path) -> str | None:
+    """Return what is wrong with a checkpoint file, by its own checksums; None where it is whole."""
+    try:
+        with zipfile.ZipFile(path) as records:
+            bad = records.testzip()
+    except (zipfile.BadZipFile, zipfile.LargeZipFile, ZlibError, EOFError, ValueError) as error:
+        return "it is cut short or no checkpoint" if isinstance(error, EOFError) else _said(error)
+    except (NotImplementedError, RuntimeError) as error:
+        return _said(error)
+    except OSError as error:
+        return error.strerror or str(error)
+    return None if bad is None else f"the record {bad} does not fit its checksum"
+
+
+def _said(error: Exception) -> str:
+    text = str(error).partition("\n")[0]
+    return "it is cut short" if "not a zip file" in text else text or type(error).__name__
+
+
+def refuse_damaged(path: str | Path) -> None:
+    """Raise a UserError for a checkpoint that is not whole."""
+    found = damage(path)
+    if found is not None:
+        raise UserError(f"checkpoint {path}: damaged, {found}")
+
+
+def _sync_folder(folder: Path) -> None:
+    # The name too is to survive a power cut; not every file system lets a folder be synced.
+    with suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
