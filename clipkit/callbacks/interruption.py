@@ -9,7 +9,7 @@ import lightning as L
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.trainer.states import TrainerFn
 
-from clipkit.tracking import MLflowLogger, folder_of_run
+from clipkit.tracking import folder_of_run
 
 FILE = "interrupted.ckpt"
 
@@ -26,9 +26,6 @@ class SaveOnInterrupt(Callback):
         begun = trainer.state.fn == TrainerFn.FITTING and trainer.global_step > 0
         if not isinstance(exception, KeyboardInterrupt) or folder is None:
             return
-        for logger in trainer.loggers:
-            if isinstance(logger, MLflowLogger):
-                logger.interrupted = True
         if not begun:
             log.info("stopped before the first step; there is nothing to go on from")
             return
