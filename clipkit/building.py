@@ -30,7 +30,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from clipkit import checkpoint as checkpoints
 from clipkit import recipes
 from clipkit.callbacks.console import Bar, Console
-from clipkit.callbacks.interruption import Interruption, StoppedError
+from clipkit.callbacks.interruption import Interruption, Stopped
 from clipkit.callbacks.monitors import CheckMonitors
 from clipkit.data import PairDataModule
 from clipkit.errors import UserError, did_you_mean
@@ -38,6 +38,9 @@ from clipkit.module import CLIPModule
 from clipkit.parser_errors import explain, one_line
 from clipkit.saving import WholeFiles
 from clipkit.tracking import Journal, RunFolder, callbacks_of
+from clipkit.tracking.resumable import last_of, run_of
+
+log = logging.getLogger(__name__)
 
 VERBS = ("fit", "validate", "test")
 EXAMPLES = {
@@ -56,6 +59,7 @@ LIBRARY_NOISE = (
     r".*The ``noload`` loader strategy is deprecated.*",  # what MLflow asks of SQLAlchemy
 )
 CONFIG_OPTIONS = ("-c", "--config")
+LAST = "last"
 LONGEST_NAME = 80
 
 
@@ -69,6 +73,7 @@ class ClipkitCLI(LightningCLI):
     ) -> None:
         self.trust = trust
         self.restored: checkpoints.Restored | None = None
+        self.continued: Path | None = None
         # A shortened option would be taken for another one once a longer name is added.
         strict = {"exit_on_error": False, "allow_abbrev": False}
         verbs = {
@@ -144,7 +149,9 @@ class ClipkitCLI(LightningCLI):
         experiment, run_name = names_of_run(words)
         with tempfile.TemporaryDirectory(prefix="clipkit-") as folder:
             ckpt_path = _value(words, "--ckpt_path")
-            if verb and ckpt_path and not any(_is_config(word) for word in words):
+            if ckpt_path == LAST:
+                _refuse_last_alone(words)
+            elif verb and ckpt_path and not any(_is_config(word) for word in words):
                 words = [*self._from_checkpoint(verb[0], ckpt_path, Path(folder)), *words]
             elif verb and ckpt_path:
                 checkpoints.read(ckpt_path)
@@ -153,6 +160,8 @@ class ClipkitCLI(LightningCLI):
         section = self.config[verb[0]] if verb else self.config
         section["experiment"] = section.get("experiment") or experiment
         section["run_name"] = section.get("run_name") or run_name
+        if ckpt_path:
+            section["ckpt_path"] = self._go_on_from(ckpt_path, verb, section)
         if verb and verb != ["fit"] and not _typed(words, "--trainer.logger"):
             # Evaluating a checkpoint prints; it starts no run of its own.
             section["trainer"]["logger"] = False
@@ -167,8 +176,20 @@ class ClipkitCLI(LightningCLI):
         self._dump_config()
         if self.restored is not None:
             _take_carried(section, self.restored)
-        if self.restored is not None and verb == ["fit"]:
-            _refuse_finished(section["trainer"], self.restored)
+        if ckpt_path and verb == ["fit"] and self.continued is None:
+            restored = self.restored or checkpoints.restore(section["ckpt_path"], trust=self.trust)
+            _refuse_finished(section["trainer"], restored)
+
+    def _go_on_from(self, ckpt_path: str, verb: Sequence[str], section: Namespace) -> str:
+        """Return the checkpoint that is meant, and note the run that is continued with it."""
+        if ckpt_path == LAST:
+            found = last_of(section["experiment"], section["run_name"])
+            for damaged in found.damaged:
+                log.warning("warning: %s", damaged)
+            ckpt_path = str(found.checkpoint)
+        if list(verb) == ["fit"]:
+            self.continued = run_of(Path(ckpt_path))
+        return ckpt_path
 
     def _options(self, verb: Sequence[str]) -> list[str]:
         parser = self._parser(verb[0] if verb else None)
@@ -227,6 +248,7 @@ class ClipkitCLI(LightningCLI):
                 group=section.get("group"),
                 configuration=configuration,
                 config_yaml=yaml.safe_dump(configuration, sort_keys=False, allow_unicode=True),
+                continued=self.continued,
             ),
             Interruption(),
         ]
@@ -267,9 +289,9 @@ def run(
     _quieten_libraries()
     try:
         return command(words, trust=trust).exit_code
-    except StoppedError as stopped:
+    except Stopped as stopped:
         # Lightning takes another rank that ends with an error for a failure, and kills the first.
-        return stopped.exit_code if rank_zero_only.rank == 0 else 0  # type: ignore[attr-defined]
+        return int(stopped.code or 0) if rank_zero_only.rank == 0 else 0  # type: ignore[attr-defined]
     except SystemExit as stop:
         # Lightning ends an interrupted fit with exit(1).
         return 130 if stop.code == 1 else int(stop.code or 0)
@@ -518,6 +540,15 @@ def _with_whole_paths(value: Any) -> Any:
                 whole[key] = os.path.abspath(os.path.expanduser(path))
         return whole
     return [_with_whole_paths(item) for item in value] if isinstance(value, list) else value
+
+
+def _refuse_last_alone(words: Sequence[str]) -> None:
+    if not any(_is_config(word) for word in words):
+        raise UserError(
+            f"--ckpt_path {LAST}: of which run? It takes the words that the run was started with, "
+            f"as in clipkit fit -c base -c emoji --data.dataset DIR --ckpt_path {LAST}; a path "
+            "stands alone: --ckpt_path runs/EXPERIMENT/RUN/checkpoints/last.ckpt"
+        )
 
 
 def _refuse_late_base(words: Sequence[str]) -> None:

@@ -25,6 +25,8 @@ usage: clipkit COMMAND [OPTIONS]
              clipkit benchmark open_clip:ViT-B-32/openai --suite retrieval --output base.json
   compare    runs side by side: what differs, what they scored, what is significant
              clipkit compare emoji --html report.html
+  sync       send to MLflow what it has not of a run, from the run's folder
+             clipkit sync runs/emoji/run_a
   sweep      train every combination of some options
              clipkit sweep -c base -c emoji --over model.loss=InfoNCELoss,SigLIPLoss --seeds 3
   tokenizer  train a vocabulary on the captions of a data set
@@ -103,6 +105,12 @@ def _sweep(words: list[str], trust: list[str]) -> int:
 
 def _compare(words: list[str], trust: list[str]) -> int:
     from clipkit.tracking.command import run
+
+    return run(words[1:])
+
+
+def _sync(words: list[str], trust: list[str]) -> int:
+    from clipkit.tracking.sync import run
 
     return run(words[1:])
 
@@ -205,6 +213,7 @@ COMMANDS: dict[str, Callable[[list[str], list[str]], int]] = {
     "check": _check,
     "benchmark": _benchmark,
     "compare": _compare,
+    "sync": _sync,
     "sweep": _sweep,
     "tokenizer": _tokenizer,
     "recipes": _recipes,

@@ -18,7 +18,7 @@ import yaml
 from clipkit.arguments import Parser
 from clipkit.building import configuration_of
 from clipkit.errors import UserError
-from clipkit.tracking.folder_runs import read_status
+from clipkit.tracking.run_record import read_status
 
 log = logging.getLogger(__name__)
 

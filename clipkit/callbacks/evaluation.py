@@ -26,7 +26,7 @@ from clipkit.suite.examples import write_examples
 from clipkit.suite.opening import Opened, Splits, open_data
 from clipkit.suite.outcomes import Measured, write_outcomes
 from clipkit.suite.tasks import Task
-from clipkit.tracking import MLflowLogger, folder_of_run
+from clipkit.tracking import folder_of_run
 from clipkit.tracking.chosen import best_score, chooses_by, saved_step, saves_after_step
 from clipkit.tracking.digests import digest_of_values
 from clipkit.tracking.outcomes import examples_beside
@@ -171,7 +171,6 @@ class Evaluation(Callback):
             _log_directly(trainer, metrics, step=trainer.global_step)
         metrics = self._evaluate(trainer, pl_module, "end")
         _log_directly(trainer, metrics, step=trainer.global_step)
-        self._store_outcomes(trainer)
 
     def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         pl_module.log_dict(_exactly(self._evaluate(trainer, pl_module, "end")))
@@ -282,17 +281,6 @@ class Evaluation(Callback):
                 if source.is_file():
                     target.write_bytes(source.read_bytes())
         self._kept.clear()
-
-    @rank_zero_only
-    def _store_outcomes(self, trainer: L.Trainer) -> None:
-        """Keep the outcomes with the MLflow run too, which may be read far from the run folder."""
-        folder = folder_of_run(trainer)
-        if folder is None:
-            return
-        for logger in trainer.loggers:
-            if isinstance(logger, MLflowLogger):
-                for file in sorted((folder / "outcomes").glob(f"{self.task.kind}-*")):
-                    logger.keep(file, "outcomes")
 
 
 def own_data(trainer: L.Trainer) -> PairDataModule | None:

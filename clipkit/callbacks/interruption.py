@@ -17,22 +17,17 @@ from lightning.pytorch.callbacks import Callback
 from clipkit.callbacks.last_checkpoint import LastCheckpoint
 from clipkit.distributed import Agreement
 from clipkit.errors import UserError
-from clipkit.tracking import MLflowLogger, callbacks_of, folder_of_run
+from clipkit.tracking import callbacks_of, folder_of_run
 
 log = logging.getLogger(__name__)
 
 
-class StoppedError(BaseException):
+class Stopped(SystemExit):
     """Training was asked to end by a signal, and did so between two steps."""
 
     def __init__(self, signum: int) -> None:
-        super().__init__(signal.Signals(signum).name)
+        super().__init__(128 + signum)  # what a shell expects of a process that a signal ended
         self.signum = signum
-
-    @property
-    def exit_code(self) -> int:
-        """What a shell expects of a process that a signal ended."""
-        return 128 + self.signum
 
 
 class Interruption(Callback):
@@ -83,7 +78,7 @@ class Interruption(Callback):
 
     def _stop_if_asked(self) -> None:
         if self._agreement.any(self._signum is not None):
-            raise StoppedError(self._signum or signal.SIGTERM)
+            raise Stopped(self._signum or signal.SIGTERM)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._give_back_signals()
@@ -92,17 +87,14 @@ class Interruption(Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
     ) -> None:
         self._give_back_signals()
-        if not isinstance(exception, StoppedError | KeyboardInterrupt):
+        if not isinstance(exception, Stopped | KeyboardInterrupt):
             return
-        for logger in trainer.loggers:
-            if isinstance(logger, MLflowLogger):
-                logger.interrupted = True
         if folder_of_run(trainer) is None:
             return
         saver = next((c for c in callbacks_of(trainer) if isinstance(c, LastCheckpoint)), None)
         if saver is None:
             log.info("stopped; without LastCheckpoint among trainer.callbacks nothing is saved")
-        elif isinstance(exception, StoppedError) and trainer.global_step > 0:
+        elif isinstance(exception, Stopped) and trainer.global_step > 0:
             _save(saver, trainer)
             if exception.signum == _signal_of_slurm(trainer):
                 _requeue(trainer)
@@ -135,6 +127,7 @@ def _save(saver: LastCheckpoint, trainer: L.Trainer) -> None:
 def _say_how_to_go_on(saver: LastCheckpoint) -> None:
     if saver.path is not None:
         log.info("go on with: clipkit fit --ckpt_path %s", os.path.relpath(saver.path))
+        log.info("        or: the same command and --ckpt_path last")
 
 
 def _slurm(trainer: L.Trainer) -> SLURMEnvironment | None:

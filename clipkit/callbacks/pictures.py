@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import lightning as L
@@ -29,7 +28,7 @@ from clipkit.suite.pictures import (
     similarity_figure,
 )
 from clipkit.suite.tasks import classifier_of
-from clipkit.tracking import MLflowLogger, folder_of_run
+from clipkit.tracking import folder_of_run
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -84,16 +83,13 @@ class EvaluationPictures(Callback):
                 path.parent.mkdir(parents=True, exist_ok=True)
                 figure.savefig(path)
             for logger in trainer.loggers:
-                _send(logger, title, figure, step, None if folder is None else path)
+                _send(logger, title, figure, step)
 
 
-def _send(logger: Logger, title: str, figure: Figure, step: int, file: Path | None) -> None:
-    """Hand a picture to a logger in its own way, if it takes any."""
+def _send(logger: Logger, title: str, figure: Figure, step: int) -> None:
+    """Hand a picture to a logger in its own way, if it takes any; MLflow gets what is in files."""
     experiment: Any = getattr(logger, "experiment", None)
-    if isinstance(logger, MLflowLogger):
-        if file is not None:
-            logger.keep(file, "pictures")
-    elif hasattr(experiment, "add_figure"):  # TensorBoard
+    if hasattr(experiment, "add_figure"):  # TensorBoard
         experiment.add_figure(title, figure, global_step=step, close=False)
     elif hasattr(logger, "log_image"):  # W&B and those made like it
         logger.log_image(title, [_pixels(figure)], step=step)

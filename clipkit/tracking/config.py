@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import getpass
 import platform
 import subprocess
+import sys
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
@@ -57,6 +59,15 @@ def commit() -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return described.stdout.strip() or None
+
+
+def origin() -> dict[str, str]:
+    """Return who started what, as MLflow's own client would tell it."""
+    try:
+        user = {"mlflow.user": getpass.getuser()}
+    except (ImportError, KeyError, OSError):  # a container without a name for the user
+        user = {}
+    return {**user, "mlflow.source.name": sys.argv[0], "mlflow.source.type": "LOCAL"}
 
 
 def device_name() -> str:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from pathlib import Path
-from typing import Any
 
 import yaml
 
 from clipkit.errors import UserError
+from clipkit.tracking.journal_file import JOURNAL_FILE, parse
+from clipkit.tracking.run_record import read_status
 from clipkit.tracking.runs import Point, Run, Which, as_params
-
-STATUS_FILE = "status.json"
 
 
 class FolderRun(Run):
@@ -28,7 +26,7 @@ class FolderRun(Run):
         self._said = read_status(self.folder)
         self.identity = str(self._said.get("id", self.folder))
         self.status = str(self._said.get("status", "unfinished"))
-        self.began, self._points = _read_journal(self.folder / "metrics.jsonl")
+        self.began, self._points = _read_journal(self.folder / JOURNAL_FILE)
         self.latest = {name: points[-1].value for name, points in self._points.items()}
 
     def history(self, metric: str) -> list[Point]:
@@ -46,18 +44,9 @@ class FolderRun(Run):
         return step if isinstance(step, int) else None
 
 
-def read_status(folder: Path) -> dict[str, Any]:
-    """Return what a run says of its end: one that was killed says that it has not come to it."""
-    try:
-        status = json.loads((folder / STATUS_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        status = None
-    return status if isinstance(status, dict) else {}
-
-
 def is_run_folder(path: Path) -> bool:
     """Return whether a folder holds a run."""
-    return (path / "metrics.jsonl").is_file() or (
+    return (path / JOURNAL_FILE).is_file() or (
         (path / "config.yaml").is_file() and (path / "checkpoints").is_dir()
     )
 
@@ -90,17 +79,15 @@ def _read_journal(path: Path) -> tuple[float, dict[str, list[Point]]]:
     began: float | None = None
     if not path.is_file():
         return 0.0, points
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    lines = path.read_bytes().splitlines()
     for index, text in enumerate(lines):
         try:
-            line: dict[str, Any] = json.loads(text)
-            moment, step = float(line.pop("time")), int(line.pop("step"))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            line = parse(text)
+        except ValueError as error:
             if index == len(lines) - 1:
                 break  # a run that was killed while it wrote
             raise UserError(f"{path}, line {index + 1}: not a line of metrics") from error
-        began = moment if began is None else began
-        line.pop("epoch", None)
-        for name, value in line.items():
-            points[name].append(Point(step, moment - began, float(value)))
+        began = line.time if began is None else began
+        for name, value in line.values.items():
+            points[name].append(Point(line.step, line.time - began, value))
     return began or 0.0, points

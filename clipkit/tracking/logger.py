@@ -1,34 +1,39 @@
-"""MLflow as clipkit uses it: sqlite in the working folder unless told otherwise."""
+"""MLflow as a Lightning logger: the run folder is the run, and MLflow gets a copy of it."""
 
 from __future__ import annotations
 
 import logging
 import os
-import sqlite3
-import urllib.error
-import urllib.request
 from argparse import Namespace
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from lightning.pytorch.loggers import MLFlowLogger
+import yaml
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
 from clipkit.errors import UserError
-
-if TYPE_CHECKING:
-    from mlflow.tracking import MlflowClient
+from clipkit.tracking import recording
+from clipkit.tracking.config import flatten, origin, versions
+from clipkit.tracking.recording import Recording
+from clipkit.tracking.shipment import is_complete, left, read_shipped
+from clipkit.tracking.shipper import Shipper
+from clipkit.tracking.tracking_uri import (
+    given_or_default,
+    is_server,
+    refuse_unusable,
+    without_password,
+)
 
 log = logging.getLogger(__name__)
 
-DEFAULT_URI = "sqlite:///mlflow.db"
-_SECONDS_TO_ANSWER = 5.0
-_NEVER_ASKED = "http://127.0.0.1"
 
+class MLflowLogger(Logger):
+    """Metrics, parameters, tags and files of a run in MLflow, which training never waits for.
 
-class MLflowLogger(MLFlowLogger):
-    """Metrics, parameters, tags and config.yaml of a run in MLflow.
+    What is logged goes to the run folder; a process beside the training sends it on. If MLflow
+    cannot be reached, training goes on, and ``clipkit sync RUN`` sends what is left.
 
     Args:
         tracking_uri: where MLflow keeps its runs: ``sqlite:///FILE`` or ``http(s)://HOST``. Left
@@ -37,6 +42,7 @@ class MLflowLogger(MLFlowLogger):
         run_name: left out, what the command changed about the recipe.
         tags: further tags of the run.
         artifact_location: where a new experiment keeps its files; left out, what MLflow chooses.
+        wait_at_end: seconds to wait at the most, when all is done, for what is not sent yet.
     """
 
     def __init__(
@@ -47,118 +53,97 @@ class MLflowLogger(MLFlowLogger):
         run_name: str | None = None,
         tags: dict[str, str] | None = None,
         artifact_location: str | None = None,
+        wait_at_end: float = 30.0,
     ) -> None:
+        super().__init__()
+        if wait_at_end < 0:
+            raise UserError(f"trainer.logger.wait_at_end: {wait_at_end} is less than 0 seconds")
         # Read here and not in a default, which Python would fix when the module is imported.
-        uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI
-        refuse_unreachable(uri)
-        for noisy in ("alembic", "mlflow.store.db.utils", "mlflow.tracking.fluent"):
-            logging.getLogger(noisy).setLevel(logging.WARNING)
-        # Lightning announces "Experiment not found. Creating it." as a warning.
-        logging.getLogger("lightning.pytorch.loggers.mlflow").setLevel(logging.ERROR)
-        self._named = False
-        self.interrupted = False
-        # Lightning opens the store at once, on every rank. Ranks that begin together would all make
-        # the tables of a new database, and fail; the client of a server opens nothing.
-        first = rank_zero_only.rank == 0  # type: ignore[attr-defined]
-        super().__init__(
-            experiment_name=experiment_name or "",
-            run_name=run_name,
-            tracking_uri=uri if first else _NEVER_ASKED,
-            tags=tags,
-            artifact_location=artifact_location,
-        )
-        self._tracking_uri = uri
+        self.tracking_uri = given_or_default(tracking_uri)
+        refuse_unusable(self.tracking_uri)
+        self.experiment_name = experiment_name
+        self.run_name = run_name
+        self.tags = tags or {}
+        self.artifact_location = artifact_location
+        self.wait_at_end = wait_at_end
+        self._recording: Recording | None = None
+        self._shipper: Shipper | None = None
+        self._is_alone = False
 
     @property
-    def experiment(self) -> MlflowClient:
-        # Lightning touches this before any callback could name the run: no run begins until then.
-        return super().experiment if self._named else self._mlflow_client
+    def name(self) -> str:
+        return self.experiment_name or "clipkit"
 
+    @property
+    def version(self) -> str:
+        return self.run_name or "run"
+
+    @rank_zero_only
+    def begin(self, run: Recording) -> None:
+        """Send this run from now on, under the names it has unless the constructor had others."""
+        self._recording = run
+        run.describe(
+            tags=self.tags,
+            experiment=self.experiment_name,
+            run_name=self.run_name,
+            tracking_uri=self.tracking_uri,
+            artifact_location=self.artifact_location,
+        )
+        self._shipper = Shipper(run.path, self.tracking_uri, self.wait_at_end)
+        self._shipper.start()
+
+    @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        self._name("clipkit", "run")
-        super().log_metrics(metrics, step)
+        # What the run's journal is given too stands there once; what a callback of the user's logs
+        # here alone stands there all the same.
+        self._run().journal.append(metrics, step)
 
-    def log_hyperparams(self, params: dict[str, Any] | Namespace) -> None:
-        self._name("clipkit", "run")
-        super().log_hyperparams(params)
+    @rank_zero_only
+    def log_hyperparams(self, params: dict[str, Any] | Namespace, *_: Any, **__: Any) -> None:
+        if self._recording is None:
+            plain = vars(params) if isinstance(params, Namespace) else params
+            self._run({key: str(value) for key, value in flatten(plain).items()})
 
-    def finalize(self, status: str = "success") -> None:
-        if not self.interrupted:
-            super().finalize(status)
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        if self._recording is None or self._shipper is None:
             return
-        try:
-            super().finalize("KILLED")
-        except Exception as error:
-            # Ctrl-C may have come in the midst of a write, which leaves sqlite locked.
-            reason = str(error).strip().partition("\n")[0]
-            log.warning("warning: MLflow was not told that the run has ended (%s)", reason)
+        if self._is_alone:
+            self._recording.say("finished" if status == "success" else "failed")
+            self._recording.close()
+        self._shipper.finish()
+        self._say_left(self._recording.path)
 
-    def begin(
-        self, *, experiment: str, run_name: str, params: dict[str, Any], tags: dict[str, str]
-    ) -> None:
-        """Start the run under these names, unless the constructor was given others."""
-        self._name(experiment, run_name)
-        self.tags = {**tags, **(self.tags or {})}
-        self.log_hyperparams(params)
+    def _run(self, params: dict[str, str] | None = None) -> Recording:
+        """Return the run; a trainer without a run folder gets one here."""
+        if self._recording is None:
+            text = yaml.safe_dump(params or {}, sort_keys=False, allow_unicode=True)
+            self._is_alone = True
+            run = recording.begin(Path("runs"), self.name, self.version, text)
+            run.describe(tags={**origin(), **{f"clipkit.{k}": v for k, v in versions().items()}})
+            self.begin(run)
+        assert self._recording is not None
+        return self._recording
 
-    def _name(self, experiment: str, run_name: str) -> None:
-        self._experiment_name = self._experiment_name or experiment
-        self._run_name = self._run_name or run_name
-        self._named = True
-
-    @rank_zero_only
-    def keep(self, file: Path, folder: str | None = None) -> None:
-        """Store a file with the run, in a folder of its artifacts."""
-        self.experiment.log_artifact(self.run_id, str(file), folder)
-
-    @rank_zero_only
-    def tag(self, name: str, value: str) -> None:
-        """Set a tag of the run."""
-        self.experiment.set_tag(str(self.run_id), name, value)
+    def _say_left(self, folder: Path) -> None:
+        shipped = read_shipped(folder, self.tracking_uri)
+        if is_complete(folder, shipped):
+            return
+        points = left(folder, shipped)
+        log.warning(
+            "warning: MLflow has not %s of the run; they are sent by: clipkit sync %s",
+            f"the last {points:,} points" if points else "the last files", os.path.relpath(folder),
+        )  # fmt: skip
 
     @property
     def where(self) -> str:
         """Return the command or address that shows the run."""
-        if self._tracking_uri.startswith("http"):
-            return f"{self._tracking_uri}/#/experiments/{self.experiment_id}/runs/{self.run_id}"
-        return f"mlflow ui --backend-store-uri {self._tracking_uri}"
-
-
-def refuse_unreachable(uri: str, option: str = "trainer.logger.tracking_uri") -> None:
-    """Fail within seconds, where MLflow itself would try for four minutes.
-
-    Args:
-        uri: as MLflow takes it.
-        option: where it was given, for the message.
-    """
-    instead = f"leave it out for {DEFAULT_URI}"
-    if uri == DEFAULT_URI:
-        instead = "work in a folder that you may write to, or name a file elsewhere"
-    scheme = uri.partition(":")[0]
-    if scheme in ("http", "https"):
-        try:
-            with urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=_SECONDS_TO_ANSWER):
-                return
-        except urllib.error.HTTPError:
-            return  # it answers: a proxy may hide /health, and MLflow will say what it wants
-        except (OSError, ValueError) as error:
-            raise UserError(
-                f"{option}: {uri} cannot be reached ({_reason(error)}); {instead}"
-            ) from error
-    elif scheme == "sqlite":
-        path = Path(uri.removeprefix("sqlite:///"))
-        try:
-            with sqlite3.connect(path, timeout=_SECONDS_TO_ANSWER) as connection:
-                connection.execute("PRAGMA user_version")
-            connection.close()
-        except sqlite3.Error as error:
-            raise UserError(f"{option}: {uri} cannot be opened ({error}); {instead}") from error
-    elif scheme in ("file", uri):
-        raise UserError(
-            f"{option}: {uri} is a file store, which MLflow has given up; "
-            f"use sqlite:///FILE, or {instead}"
-        )
-
-
-def _reason(error: Exception) -> str:
-    return str(getattr(error, "reason", "") or error)
+        if not is_server(self.tracking_uri):
+            return f"mlflow ui --backend-store-uri {without_password(self.tracking_uri)}"
+        uri = without_password(self.tracking_uri).rstrip("/")
+        if self._recording is None:
+            return uri
+        shipped = read_shipped(self._recording.path, self.tracking_uri)
+        if shipped.run_id is None:  # it has not been made there yet
+            return uri
+        return f"{uri}/#/experiments/{shipped.experiment_id}/runs/{shipped.run_id}"

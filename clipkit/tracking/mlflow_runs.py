@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import os
 import tempfile
@@ -13,8 +12,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clipkit.errors import UserError
-from clipkit.tracking.folder_runs import outcome_file, read_status
+from clipkit.tracking.folder_runs import outcome_file
+from clipkit.tracking.run_record import read_status
 from clipkit.tracking.runs import Point, Run, Which
+from clipkit.tracking.tracking_uri import (
+    DEFAULT_URI,
+    quieten,
+    refuse_unreachable,
+    refuse_unusable,
+)
 
 if TYPE_CHECKING:
     from mlflow.entities import Experiment
@@ -23,7 +29,9 @@ if TYPE_CHECKING:
 
 _PAGE = 1000
 _LARGEST = 1.797e308
-_NOT_ENVIRONMENT = tuple(f"clipkit.{n}" for n in ("run_folder", "recipe", "id", "chosen_step"))
+_NOT_ENVIRONMENT = tuple(
+    f"clipkit.{n}" for n in ("run_folder", "recipe", "id", "chosen_step", "host")
+)
 
 
 class Store:
@@ -50,9 +58,6 @@ class Store:
 
     @cached_property
     def uri(self) -> str:
-        # Lightning comes with it, which result files do without.
-        from clipkit.tracking.logger import DEFAULT_URI
-
         return self._given or DEFAULT_URI
 
     @cached_property
@@ -70,11 +75,9 @@ class Store:
 
     @cached_property
     def client(self) -> MlflowClient:
-        from clipkit.tracking.logger import refuse_unreachable
-
+        refuse_unusable(self.uri, self.option)
         refuse_unreachable(self.uri, self.option)
-        for noisy in ("alembic", "mlflow.store.db.utils", "mlflow.tracking.fluent"):
-            logging.getLogger(noisy).setLevel(logging.WARNING)
+        quieten()
         from mlflow.tracking import MlflowClient
 
         with self._one_line():

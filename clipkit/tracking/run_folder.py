@@ -1,29 +1,31 @@
 """The folder of a run, chosen once by rank zero.
 
-config.yaml, metrics.jsonl, checkpoints/, outcomes/, and status.json, which says whether the run
-has come to its end and what it chose.
+config.yaml, metrics.jsonl, checkpoints/, outcomes/, run.json, which says who the run is, and
+status.json, which says whether it has come to its end and what it chose.
 """
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
 from clipkit.errors import UserError
+from clipkit.tracking import recording
 from clipkit.tracking.chosen import chosen
-from clipkit.tracking.config import commit, flatten, versions
-from clipkit.tracking.folder_runs import STATUS_FILE
+from clipkit.tracking.config import commit, flatten, origin, versions
 from clipkit.tracking.journal import Journal
 from clipkit.tracking.logger import MLflowLogger
+from clipkit.tracking.recording import Recording
 
 
 class RunFolder(Callback):
     """Chooses ``<root>/<experiment>/<run>`` when fit begins, and tells the loggers of the run.
+
+    An evaluation has a folder where an MLflowLogger was asked for: ``<experiment>-validate`` or
+    ``<experiment>-test``, so that it is not taken for another run of the experiment.
 
     Args:
         experiment: name of the experiment.
@@ -32,6 +34,7 @@ class RunFolder(Callback):
         config_yaml: the same as the text that is kept.
         group: tag that runs of one sweep share.
         root: where experiments are kept.
+        continued: the folder of a run that a fit goes on with, in place of a new one.
     """
 
     def __init__(
@@ -43,6 +46,7 @@ class RunFolder(Callback):
         config_yaml: str,
         group: str | None = None,
         root: str = "runs",
+        continued: str | Path | None = None,
     ) -> None:
         self.experiment = experiment
         self.run_name = run_name
@@ -50,17 +54,24 @@ class RunFolder(Callback):
         self.config_yaml = config_yaml
         self.group = group
         self.root = Path(root)
+        self.continued = None if continued is None else Path(continued)
         self.path: Path | None = None
-        # The folder may be deleted and its name be taken anew: this tells the two runs apart.
-        self.id = uuid4().hex
+        self._recording: Recording | None = None  # on rank zero
+        self._stage = "fit"
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        if stage != "fit" or self.path is not None:
+        sent = [logger for logger in trainer.loggers if isinstance(logger, MLflowLogger)]
+        if self._recording is not None and stage == self._stage:
+            self._recording.say("unfinished")  # once more by the same trainer
+        if self.path is not None or (stage != "fit" and not sent):
             return
+        self._stage = stage
         made: str | UserError | None = None
         if trainer.is_global_zero:
             try:
-                made = str(self._make())
+                _refuse_two(sent)
+                self._recording = self._record(stage)
+                made = str(self._recording.path)
             except UserError as error:
                 made = error
         # The error travels too: a rank left waiting for a name would hang.
@@ -71,54 +82,39 @@ class RunFolder(Callback):
         for callback in trainer.checkpoint_callbacks:
             if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
                 callback.dirpath = str(self.path / "checkpoints")
-        if trainer.is_global_zero:
-            self._say(status="unfinished")
-            self._tell_loggers(trainer)
+        if self._recording is not None:
+            self._tell_loggers(trainer, self._recording)
+
+    def on_save_checkpoint(self, *_: Any) -> None:
+        # A run that goes on from this checkpoint logs nothing of before.
+        if self._recording is not None:
+            self._recording.journal.sync()
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         # An interrupted or failed fit does not come here.
-        if self.path is not None and trainer.is_global_zero:
-            taken = chosen(trainer)
-            self._say(status="finished", steps=trainer.global_step, chosen=taken)
-            if taken is not None and taken["step"] is not None:
-                for logger in trainer.loggers:
-                    if isinstance(logger, MLflowLogger):
-                        logger.tag("clipkit.chosen_step", str(taken["step"]))
+        if self._recording is not None:
+            self._recording.say("finished", steps=trainer.global_step, chosen=chosen(trainer))
 
-    def _say(self, **status: Any) -> None:
-        assert self.path is not None
-        text = json.dumps({"id": self.id, **status}, indent=2) + "\n"
-        (self.path / STATUS_FILE).write_text(text, encoding="utf-8")
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        if self._recording is not None and stage == self._stage != "fit":
+            self._recording.say("finished")
 
-    def _make(self) -> Path:
-        parent = self.root / self.experiment
-        number = 1
-        while True:
-            name = self.run_name if number == 1 else f"{self.run_name}-{number}"
-            path = parent / name
-            try:
-                path.mkdir(parents=True, exist_ok=False)
-                (path / "config.yaml").write_text(self.config_yaml, encoding="utf-8")
-                return path.resolve()
-            except FileExistsError as error:
-                if not path.is_dir():
-                    raise UserError(
-                        f"the run folder {path} cannot be made: a file stands in its way"
-                    ) from error
-                number += 1
-            except OSError as error:
-                raise UserError(
-                    f"the run folder {path} cannot be written ({error.strerror}); work in a "
-                    "folder that you may write to"
-                ) from error
+    def on_exception(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
+    ) -> None:
+        if self._recording is not None and trainer.state.fn == self._stage:
+            stopped = isinstance(exception, KeyboardInterrupt | SystemExit)  # or a signal
+            self._recording.say("interrupted" if stopped else "failed")
 
-    def _tell_loggers(self, trainer: L.Trainer) -> None:
-        assert self.path is not None
-        params = flatten(self.configuration)
+    def _record(self, stage: str) -> Recording:
+        if stage == "fit" and self.continued is not None:
+            return recording.go_on(self.continued, self.config_yaml)
+        experiment = self.experiment if stage == "fit" else f"{self.experiment}-{stage}"
+        return recording.begin(self.root, experiment, self.run_name, self.config_yaml)
+
+    def _tell_loggers(self, trainer: L.Trainer, run: Recording) -> None:
         tags = {
             "clipkit.recipe": self.experiment,
-            "clipkit.run_folder": str(self.path),
-            "clipkit.id": self.id,
             "clipkit.world_size": str(trainer.world_size),
             **{f"clipkit.{name}": value for name, value in versions().items()},
         }
@@ -130,16 +126,22 @@ class RunFolder(Callback):
         fingerprint = getattr(trainer.datamodule, "fingerprint", None)  # type: ignore[attr-defined]
         if fingerprint is not None:
             tags["clipkit.data_fingerprint"] = fingerprint()
+        run.describe(tags={**origin(), **tags})
         for logger in trainer.loggers:
             if isinstance(logger, Journal):
-                logger.open(self.path)
+                logger.open(run.journal)
             elif isinstance(logger, MLflowLogger):
-                logger.begin(
-                    experiment=self.experiment, run_name=self.path.name, params=params, tags=tags
-                )
-                logger.keep(self.path / "config.yaml")
+                logger.begin(run)
             else:
-                logger.log_hyperparams(params)
+                logger.log_hyperparams(flatten(self.configuration))
+
+
+def _refuse_two(loggers: list[MLflowLogger]) -> None:
+    if len(loggers) > 1:
+        raise UserError(
+            f"trainer.logger: {len(loggers)} MLflowLogger, and a run is sent to one place while it "
+            "is written; `clipkit sync RUN --tracking_uri URI` copies it to another"
+        )
 
 
 def folder_of_run(trainer: L.Trainer) -> Path | None:

@@ -215,7 +215,7 @@ class Run(ABC):
         kept = {
             key: value
             for key, value in self.params.items()
-            if not _names_or_seeds(key) and not _begins_with(key, measuring)
+            if not _names_or_seeds(key) and not begins_with(key, measuring)
         }
         return _renumbered(kept)
 
@@ -239,8 +239,9 @@ def _renumbered(params: dict[str, str]) -> dict[str, str]:
 
 
 def _names_or_seeds(key: str) -> bool:
-    return _begins_with(key, NAMING) or key.rpartition(".")[2] in SEEDS
+    return begins_with(key, NAMING) or key.rpartition(".")[2] in SEEDS
 
 
-def _begins_with(key: str, names: Iterable[str]) -> bool:
+def begins_with(key: str, names: Iterable[str]) -> bool:
+    """Whether a parameter is one of these, or below one."""
     return any(key == name or key.startswith(f"{name}.") for name in names)

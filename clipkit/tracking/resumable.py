@@ -1,0 +1,80 @@
+"""Which checkpoint a run goes on from: the newest that is whole."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from clipkit.errors import UserError, named
+from clipkit.saving import damage
+from clipkit.tracking.folder_runs import is_run_folder
+from clipkit.tracking.run_record import read_status
+
+CHECKPOINTS = "checkpoints"
+
+
+class Resumable(NamedTuple):
+    """A checkpoint to go on from, and its run."""
+
+    checkpoint: Path
+    run: Path
+    damaged: list[str]  # newer checkpoints that were passed over, and why
+
+
+def last_of(experiment: str, run_name: str, *, root: Path = Path("runs")) -> Resumable:
+    """Return the newest whole checkpoint of the newest run of this experiment and name.
+
+    A run whose name was taken has -2, -3 and so on behind it.
+
+    Raises:
+        UserError: no such run has a checkpoint that is whole.
+    """
+    folder = root / experiment
+    wanted = re.compile(re.escape(run_name) + r"(-\d+)?")
+    runs = _runs_of(folder)
+    for run in sorted((r for r in runs if wanted.fullmatch(r.name)), key=_last_written)[::-1]:
+        found = _newest_whole(run)
+        if found is not None:
+            return found
+    others = [str(path) for path in runs] or [str(path) for path in sorted(root.glob("*/*"))]
+    there = f"; with checkpoints there are: {named(others, 10)}" if others else ""
+    raise UserError(
+        f"--ckpt_path last: no run {folder / run_name} has a checkpoint that can be read{there}; "
+        "leave --ckpt_path out to start, or give a checkpoint's path"
+    )
+
+
+def run_of(checkpoint: Path) -> Path | None:
+    """Return the run that a checkpoint goes on with: an unfinished one whose newest it is."""
+    run = checkpoint.resolve().parent.parent
+    if checkpoint.parent.name != CHECKPOINTS or not is_run_folder(run):
+        return None
+    if read_status(run).get("status") == "finished":
+        return None
+    return run if checkpoint.samefile(_checkpoints(run)[0]) else None
+
+
+def _newest_whole(run: Path) -> Resumable | None:
+    damaged: list[str] = []
+    for checkpoint in _checkpoints(run):
+        found = damage(checkpoint)
+        if found is None:
+            return Resumable(checkpoint, run, damaged)
+        damaged.append(f"{checkpoint} is damaged ({found})")
+    return None
+
+
+def _runs_of(folder: Path) -> Sequence[Path]:
+    return [path for path in sorted(folder.glob("*")) if _checkpoints(path)]
+
+
+def _last_written(run: Path) -> float:
+    return _checkpoints(run)[0].stat().st_mtime
+
+
+def _checkpoints(run: Path) -> list[Path]:
+    """Return the checkpoints of a run, the newest first."""
+    files = [path for path in run.glob(f"{CHECKPOINTS}/*.ckpt") if not path.name.startswith(".")]
+    return sorted(files, key=lambda path: path.stat().st_mtime_ns, reverse=True)
