@@ -54,7 +54,9 @@ LIBRARY_NOISE = (
     r".*does not have many workers.*",
     r".*module\(s\) in eval mode at the start of training.*",  # locked towers
     r".*It is recommended to use `self\.log.*sync_dist=True.*",  # gathered before they are logged
-    r".*The dirpath has changed from.*",  # a resumed run has a folder of its own
+    r".*The dirpath has changed from.*",  # a resumed run may have a folder of its own
+    r".*Checkpoint directory .* exists and is not empty.*",  # or not
+    r".*your dataloader is not resumable.*",  # PairDataModule knows the position, not its loader
     r".*Grad strides do not match bucket view strides.*",  # of 1 x 1 convolutions; costs nothing
     r".*The ``noload`` loader strategy is deprecated.*",  # what MLflow asks of SQLAlchemy
 )

@@ -77,8 +77,19 @@ def settle(checkpoint: dict[str, Any], trainer: L.Trainer) -> None:
     batches["is_last_batch"] = to_be_validated and batches["is_last_batch"]
     # Lightning validates first when it goes on, where it finds that it was doing so.
     _set(loops["epoch_loop.val_loop.batch_progress"], done=0, begun=int(to_be_validated))
-    # Counted only after the hooks that may save: the number under which metrics are logged.
-    loops["epoch_loop.state_dict"]["_batches_that_stepped"] = checkpoint["global_step"]
+    # The number under which metrics are logged. Lightning counts it after a validation, and where
+    # it goes on at one, it counts again.
+    again = within and _is_validated_after(trainer, at.batches, total)
+    loops["epoch_loop.state_dict"]["_batches_that_stepped"] = checkpoint["global_step"] - again
+
+
+def _is_validated_after(trainer: L.Trainer, batches: int, total: int) -> bool:
+    """Whether a validation belongs to these batches of an epoch; so many have there been in all."""
+    if not trainer.fit_loop.epoch_loop._should_check_val_epoch():
+        return False
+    interval = trainer.val_check_batch
+    counted = total if trainer.check_val_every_n_epoch is None else batches
+    return bool(interval and interval != float("inf") and counted % interval == 0)
 
 
 def _set(progress: dict[str, Any], *, done: int, begun: int) -> None:

@@ -130,13 +130,20 @@ def _beginning(trainer: L.Trainer, module: CLIPModule) -> Iterator[str]:
     ranks = f", {trainer.world_size} ranks" if trainer.world_size > 1 else ""
     folder = folder_of_run(trainer)
     if folder is not None:
-        yield f"run: {os.path.relpath(folder)}"
+        yield f"run: {os.path.relpath(folder)}{_going_on(trainer)}"
     yield (
         f"model: {type(module.image_encoder).__name__} + {type(module.text_encoder).__name__}, "
         f"{total / 1e6:.1f} M parameters{share}"
     )
     yield f"tokenizer: {module.tokenizer.name}, {module.tokenizer.vocab_size:,} ids"
     yield f"precision: {trainer.precision} on {device}{ranks}"
+
+
+def _going_on(trainer: L.Trainer) -> str:
+    path = trainer.ckpt_path
+    if path is None:
+        return ""
+    return f", going on from {os.path.basename(str(path))}"
 
 
 def _summary(trainer: L.Trainer, seconds: float) -> Iterator[str]:
