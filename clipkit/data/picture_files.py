@@ -126,17 +126,17 @@ def _refuse_giant(image: Image.Image) -> None:
         raise ImageDecodeError(f"{sides}, at most {MAX_PIXELS:,} are decoded", "too large")
 
 
-_PIL = re.compile(r"PIL\.")
+_QUIET = ("ignore", None, Warning, re.compile(r"PIL\."), 0)
 
 
 def _silence_pil() -> None:
     """What PIL warns of in a file (odd tags, a large size) is no affair of the user's code.
 
     For good, and not around each decoding: filters belong to no thread, and pictures are decoded in
-    several.
+    several. In front of all others, hence looked at again.
     """
-    if ("ignore", None, Warning, _PIL, 0) not in warnings.filters:
-        warnings.filterwarnings("ignore", module=_PIL.pattern)
+    if warnings.filters[:1] != [_QUIET]:
+        warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 # --- Why -----------------------------------------------------------------------------------------
@@ -253,8 +253,10 @@ def _refuse_cut_short(image: JpegImageFile, data: bytes) -> None:
     Where the last pixel has that grey, bytes are put before the marker. They change a picture that
     was cut short, and no other.
     """
-    corner = (image.width - 1, image.height - 1)
-    if image.mode not in ("L", "RGB") or image.getpixel(corner) not in (128, (128, 128, 128)):
+    levels = image.getpixel((image.width - 1, image.height - 1))
+    if any(
+        level not in (127, 128) for level in (levels if isinstance(levels, tuple) else (levels,))
+    ):
         return
     end = next(_scans(data), len(data))
     if _small(data) != _small(data[:end] + _MORE_PIXELS + data[end:]):
