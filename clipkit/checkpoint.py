@@ -11,6 +11,7 @@ anything is imported.
 from __future__ import annotations
 
 import warnings
+import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,10 +21,12 @@ from torch import nn
 
 import clipkit
 from clipkit import strangers
+from clipkit.allocations import AllocationBound
 from clipkit.errors import UserError
 
 KEY = "clipkit"
 SCHEMA = 1
+_TIMES_ITS_WEIGHTS, _BESIDES = 4, 2**28
 
 
 class Restored(NamedTuple):
@@ -65,6 +68,7 @@ def read(path: str | Path) -> dict[str, Any]:
         )
     if not path.is_file():
         raise UserError(f"checkpoint {path}: no such file{_neighbours(path)}")
+    _refuse_what_would_inflate(path)
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
@@ -77,6 +81,7 @@ def read(path: str | Path) -> dict[str, Any]:
         raise UserError(f"checkpoint {path}: not a checkpoint that can be read") from error
     if not isinstance(loaded, dict) or "state_dict" not in loaded:
         raise UserError(f"checkpoint {path}: not a Lightning checkpoint, it has no state_dict")
+    _refuse_claims(path, loaded["state_dict"])
     return loaded
 
 
@@ -98,8 +103,10 @@ def restore(path: str | Path, *, trust: Sequence[str] = ()) -> Restored:
         raise UserError(
             f"checkpoint {path}: schema {kept.get('schema')!r}, this version reads {SCHEMA}"
         )
+    strangers.refuse_unwieldy(kept, source=str(path))
     configuration = strangers.usable(kept["configuration"], trust=trust, source=str(path))
     carried = strangers.carried(kept.get("carried", {}), source=str(path))
+    strangers.refuse_outside(configuration, carried, source=str(path))
     return Restored(
         configuration,
         carried,
@@ -107,6 +114,47 @@ def restore(path: str | Path, *, trust: Sequence[str] = ()) -> Restored:
         _number(loaded, "loops", "fit_loop", "epoch_progress", "current", "processed"),
         _number(loaded, "global_step"),
     )
+
+
+def allocation_bound(restored: Restored, path: str | Path) -> AllocationBound:
+    """Return what to rebuild a model within: its configuration may name any size, its weights tell.
+
+    Raises:
+        UserError: within it, before it happens, when a constructor takes many times the memory of
+            the weights.
+    """
+    held = sum(value.nbytes for value in restored.state_dict.values())
+    return AllocationBound(
+        _TIMES_ITS_WEIGHTS * held + _BESIDES,
+        f"checkpoint {path}: refused, its configuration asks for a model of {{size}}, and its "
+        f"weights are {held / 1e9:,.3f} GB",
+    )
+
+
+def _refuse_what_would_inflate(path: Path) -> None:
+    """Refuse an archive whose records are more than the file: torch keeps them as they are."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            records = archive.infolist()
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+        raise UserError(f"checkpoint {path}: not a checkpoint that can be read") from error
+    if (
+        any(record.compress_type != zipfile.ZIP_STORED for record in records)
+        or sum(record.file_size for record in records) > path.stat().st_size
+    ):
+        raise UserError(f"checkpoint {path}: refused, it would be larger in memory than as a file")
+
+
+def _refuse_claims(path: Path, state_dict: object) -> None:
+    """Refuse tensors that show few bytes many times: each becomes as large as it claims to be."""
+    tensors = state_dict.values() if isinstance(state_dict, dict) else ()
+    claimed = sum(t.numel() * t.element_size() for t in tensors if isinstance(t, torch.Tensor))
+    held = path.stat().st_size
+    if claimed > _TIMES_ITS_WEIGHTS * held:
+        raise UserError(
+            f"checkpoint {path}: refused, its weights claim {claimed / 1e9:,.1f} GB and the file "
+            f"has {held / 1e9:,.3f}"
+        )
 
 
 def _number(loaded: object, *keys: str) -> int:

@@ -9,8 +9,11 @@ one of clipkit's own parts takes a string.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+import reprlib
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import import_module
+from inspect import signature
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -46,6 +49,7 @@ PUBLIC_PARTS = frozenset(
 )
 """Every class a checkpoint may name; a test compares it with what the packages export."""
 
+TOKENIZER = "clipkit.tokenizer.Tokenizer"
 OPTIMIZERS = "torch.optim."
 PARTS = ("image_encoder", "text_encoder", "image_head", "text_head", "temperature", "loss",
          "optimizer", "schedule", "tokenizer")  # fmt: skip
@@ -57,8 +61,9 @@ TRAINER_NUMBERS = ("max_epochs", "max_steps", "min_epochs", "min_steps", "gradie
                    "val_check_interval", "num_sanity_val_steps", "limit_train_batches",
                    "limit_val_batches", "limit_test_batches", "deterministic")  # fmt: skip
 PRECISIONS = ("16-true", "16-mixed", "bf16-true", "bf16-mixed", "32-true", "64-true")
-# Nor does a checkpoint say what is written to the disk, and where; results do not depend on it.
-CACHES = ("cache_tokens", "cache_pictures_gb", "cache_folder")
+# Nor does a checkpoint say what is written to the disk, and where; results do not depend on it. The
+# tokenizer is the module's, which the checkpoint carries.
+NOT_OF_DATA = ("cache_tokens", "cache_pictures_gb", "cache_folder", "tokenizer")
 CALLBACKS = tuple(sorted(name for name in PUBLIC_PARTS if name.startswith("clipkit.callbacks.")))
 CARRIED = {
     "image_encoder": ("pretrained", "weights", "image_size", "mean", "std", "interpolation",
@@ -69,9 +74,13 @@ CARRIED = {
 # Keys with which transformers would fetch or run code of others.
 _RUNNING = ("auto_map", "quantization_config", "custom_pipelines", "trust_remote_code")
 
+MOST_VALUES, DEEPEST = 100_000, 50
+"""The most values that a checkpoint's record may stand for, and how deep they may be nested."""
+
 NAME = re.compile(r"(?!.*\.\.)[\w+=-][\w.+= -]*")
 """A name that may become a folder or a file: no separator, no parent."""
 _IDENTIFIER = re.compile(r"[A-Za-z_]\w*")
+_DOTTED = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)+")
 
 
 def usable(
@@ -103,7 +112,7 @@ def usable(
             check.refuse(f"model.{name}", value)
     if "data" in configuration:
         kept["data"] = check.part(configuration["data"], "data")
-        for name in CACHES:
+        for name in NOT_OF_DATA:
             kept["data"]["init_args"].pop(name, None)
     if _is_number(configuration.get("seed_everything")):
         kept["seed_everything"] = configuration["seed_everything"]
@@ -113,6 +122,53 @@ def usable(
             kept[key] = given
     kept["trainer"] = _trainer(check, configuration.get("trainer"))
     return kept
+
+
+def refuse_unwieldy(kept: object, *, source: str) -> None:
+    """Refuse a record too large to be walked: one value may stand in many places, and in itself.
+
+    Raises:
+        UserError: it stands for more than `MOST_VALUES`, or is nested deeper than `DEEPEST`.
+    """
+    count = 0
+    level = [kept]
+    for _ in range(DEEPEST):
+        following: list[object] = []
+        for value in level:
+            if isinstance(value, Mapping):
+                following.extend((*value.keys(), *value.values()))
+            elif isinstance(value, list | tuple | set | frozenset):
+                following.extend(value)
+            if count + len(following) > MOST_VALUES:
+                raise UserError(
+                    f"checkpoint {source}: refused, its record stands for more than "
+                    f"{MOST_VALUES:,} values"
+                )
+        count += len(following)
+        level = following
+        if not level:
+            return
+    raise UserError(f"checkpoint {source}: refused, its record is nested over {DEEPEST} deep")
+
+
+def refuse_outside(
+    configuration: dict[str, Any], found: dict[str, dict[str, Any]], *, source: str
+) -> None:
+    """Refuse parts that would be read from a file or the hub, where the checkpoint carries none.
+
+    Raises:
+        UserError: a tokenizer without its definition, or a tower of transformers without its
+            configuration.
+    """
+    check = _Check((), f"checkpoint {source}")
+    for part, name, needed in (
+        ("tokenizer", TOKENIZER, "definition"),
+        ("text_encoder", "clipkit.encoders.HuggingFaceTextEncoder", "config"),
+    ):
+        value = configuration["model"].get(part)
+        named = isinstance(value, dict) and value.get("class_path") == name
+        if named and found.get(part, {}).get(needed) is None:
+            check.refuse(f"carried.{part}.{needed}", None)
 
 
 def _trainer(check: _Check, trainer: object) -> dict[str, Any]:
@@ -191,22 +247,51 @@ class _Check:
             return {"class_path": name, "init_args": arguments}
         if not isinstance(name, str) or not self._trusted(name):
             self._refuse_name(name, where)
+        hints = _hints_of(name)
+        for argument, given in arguments.items():
+            self._refuse_other_names(given, hints.get(argument, Any), f"{where}.{argument}")
         return {"class_path": name, "init_args": arguments}
 
+    def _refuse_other_names(self, value: object, hint: object, where: str) -> None:
+        """Refuse in the arguments of a trusted class what the parser could take for another class.
+
+        It imports a dotted name where anything but text is asked for, and what a `class_path` names
+        wherever it stands, in YAML within a string too.
+        """
+        if isinstance(value, Mapping):
+            if "class_path" in value:
+                self.part(value, where)
+            for key, inner in value.items():
+                self._refuse_other_names(inner, None, f"{where}.{key}")
+        elif isinstance(value, list | tuple):
+            for place, inner in enumerate(value):
+                self._refuse_other_names(inner, _item(hint), f"{where}[{place}]")
+        elif isinstance(value, str):
+            if _hides_a_class(value):
+                self.refuse(where, value)
+            if _DOTTED.fullmatch(value) and not self._trusted(value) and not _leaves_text(hint):
+                self._refuse_name(value, where)
+
     def _trusted(self, name: str) -> bool:
+        if _is_python_itself(name):  # which nobody means, and which can do anything
+            return False
         return any(name == module or name.startswith(f"{module}.") for module in self.trust)
 
     def _refuse_name(self, name: object, where: str) -> None:
-        module = str(name).rpartition(".")[0] or name
+        module = str(name).rpartition(".")[0] or str(name)
+        hint = "" if _is_python_itself(module) else f"; if you trust it, add --trust {module[:100]}"
         raise UserError(
             f"{self.source}: refused, its {where} names {_short(name)}, which is no part of "
-            f"clipkit; if you trust it, add --trust {module}"
+            f"clipkit{hint}"
         )
 
     def _arguments(self, name: str, arguments: dict[str, Any], where: str) -> dict[str, Any]:
         module, _, attribute = name.rpartition(".")
-        hints = get_type_hints(getattr(import_module(module), attribute).__init__)
-        kept = {}
+        constructor = getattr(import_module(module), attribute).__init__
+        hints = get_type_hints(constructor)
+        # With what is left out, as the parser will have it: what a checkpoint carries replaces what
+        # it once read from outside only where the part is still the checkpoint's.
+        kept = _plain_defaults(constructor)
         for argument, value in arguments.items():
             if argument not in hints:
                 self.refuse(f"{where}.{argument}", value)
@@ -217,6 +302,8 @@ class _Check:
         for outside, instead in (("pretrained", False), ("weights", None)):
             if outside in hints:
                 kept[outside] = instead
+        if name == TOKENIZER:
+            kept["path"] = "english"  # until the carried one takes its place
         return kept
 
     def _value(self, value: object, hint: object, where: str) -> object:
@@ -269,6 +356,33 @@ class _Check:
             and not key.strip("_").endswith("_implementation")
             and not _hides_a_class(value)
         }
+
+
+def _is_python_itself(name: str) -> bool:
+    return name.partition(".")[0] in sys.stdlib_module_names
+
+
+def _plain_defaults(constructor: Callable[..., Any]) -> dict[str, Any]:
+    defaults = {name: given.default for name, given in signature(constructor).parameters.items()}
+    return {
+        name: list(value) if isinstance(value, tuple) else value
+        for name, value in defaults.items()
+        if name != "config" and (isinstance(value, str | tuple | list) or _is_number(value))
+    }
+
+
+def _hints_of(name: str) -> dict[str, Any]:
+    """What a trusted class asks for; nothing where it cannot be had, which the parser will say."""
+    module, _, attribute = name.rpartition(".")
+    try:
+        return get_type_hints(getattr(import_module(module), attribute).__init__)
+    except Exception:  # whatever the user's own module raises
+        return {}
+
+
+def _leaves_text(hint: object) -> bool:
+    """Whether the parser leaves a dotted name as it is: it asks for text first, or for anything."""
+    return hint in (Any, object) or _takes_text(hint)
 
 
 def _hides_a_class(value: object) -> bool:
@@ -332,6 +446,10 @@ def _public_name(part: type) -> str:
     return next(name for name in PUBLIC_PARTS if name.endswith(f".{part.__name__}"))
 
 
+_REPR = reprlib.Repr()
+_REPR.maxstring = _REPR.maxother = _REPR.maxlong = 60
+
+
 def _short(value: object) -> str:
-    text = repr(value)
+    text = _REPR.repr(value)
     return text if len(text) <= 100 else f"{text[:97]}..."

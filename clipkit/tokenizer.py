@@ -20,9 +20,11 @@ import html
 import itertools
 import json
 import logging
+import math
 import os
 import re
 import string
+import textwrap
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -153,13 +155,18 @@ class Tokenizer:
         return self.encode(texts).tokens
 
     def encode(self, texts: Sequence[str]) -> TokenizedTexts:
-        """Return ids (B, L) and which captions (B,) were cut; a cut caption keeps its end token."""
+        """Return ids (B, L) and which captions (B,) were cut; a cut caption keeps its end token.
+
+        Raises:
+            UserError: the tokenizer's own rules fail on a text.
+        """
         if isinstance(texts, str):  # a sequence of letters otherwise
             texts = [texts]
         context, pad = self.contract.context_length, self.contract.pad_id
-        encodings = self._tokenizer.encode_batch_fast(
-            [clean_text(text, self._clean) for text in texts]
-        )
+        with _one_line_failures(self.name, "a caption"):
+            encodings = self._tokenizer.encode_batch_fast(
+                [clean_text(text, self._clean) for text in texts]
+            )
         rows = [encoding.ids for encoding in encodings]
         truncated = [len(row) > context for row in rows]
         kept = context - len(self._suffix)
@@ -286,7 +293,7 @@ def _complete(text: str, path: str, beside: Callable[[str], Path] | None = None)
     """Return the definition with its padding token, so that it needs no file beside it."""
     tokenizer = _build(text, path)
     definition = json.loads(text)
-    if definition.get("padding"):
+    if isinstance(definition.get("padding"), dict):
         return text
     candidates = itertools.chain(_pad_tokens(beside) if beside else (), _PAD_TOKENS)
     known = (tokenizer.token_to_id(token) for token in candidates)
@@ -307,10 +314,20 @@ def _complete(text: str, path: str, beside: Callable[[str], Path] | None = None)
 def _pad_tokens(beside: Callable[[str], Path]) -> Iterator[str]:
     """Yield what the files beside a tokenizer.json call its padding."""
     for name in ("tokenizer_config.json", "special_tokens_map.json"):
-        with contextlib.suppress(OSError, ValueError, _HubError):  # they are optional
-            token = json.loads(beside(name).read_text("utf-8")).get("pad_token")
-            if token:
-                yield token["content"] if isinstance(token, dict) else token
+        # They are optional, and may hold anything.
+        with contextlib.suppress(OSError, ValueError, RecursionError, _HubError):
+            found = json.loads(beside(name).read_text("utf-8"))
+            token = found.get("pad_token") if isinstance(found, dict) else None
+            token = token.get("content") if isinstance(token, dict) else token
+            if isinstance(token, str):
+                yield token
+
+
+MOST_GROWTH = 1000
+"""How many times as long a tokenizer may make a text before it cuts it into tokens."""
+
+LEAST_USED = 16
+"""One in so many ids has a token at least; the text encoder has a row for each id."""
 
 
 def _build(definition: str, name: str) -> tokenizers.Tokenizer:
@@ -318,24 +335,102 @@ def _build(definition: str, name: str) -> tokenizers.Tokenizer:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
         tokenizer = tokenizers.Tokenizer.from_str(definition)
+        read = json.loads(definition)
+        growth = math.prod(_growths(read))
+        endless = [regex for regex in _regexes(read) if _repeats_repetitions(regex)]
     except Exception as error:  # the library raises nothing narrower
         raise UserError(
-            f"model.tokenizer.path is {name!r}: its text is no tokenizer.json ({error})"
+            f"model.tokenizer.path is {name!r}: its text is no tokenizer.json "
+            f"({textwrap.shorten(str(error), 200, placeholder=' ...')})"
         ) from error
+    if growth > MOST_GROWTH:
+        raise UserError(
+            f"model.tokenizer.path is {name!r}: refused, its replacements could make a text "
+            f"{growth:,} times as long, at most {MOST_GROWTH:,} is accepted"
+        )
+    if endless:
+        raise UserError(
+            f"model.tokenizer.path is {name!r}: refused, its pattern {endless[0][:60]!r} repeats "
+            "what is itself repeated, and so may take for ever on a text"
+        )
+    ids = tokenizer.get_vocab(with_added_tokens=True).values()
+    if max(ids, default=0) > LEAST_USED * len(ids):
+        raise UserError(
+            f"model.tokenizer.path is {name!r}: refused, its ids reach {max(ids):,} and it has "
+            f"{len(ids):,} tokens"
+        )
     tokenizer.no_truncation()
     tokenizer.no_padding()
     tokenizer.encode_special_tokens = True
     return tokenizer
 
 
+def _growths(part: object) -> Iterator[int]:
+    """Yield how many times as long each replacement in a definition could make a text."""
+    if isinstance(part, list):
+        for inner in part:
+            yield from _growths(inner)
+    elif isinstance(part, dict):
+        content = part.get("content")
+        if part.get("type") == "Replace" and isinstance(content, str):
+            yield max(1, len(content.encode()))
+        for key in ("normalizer", "pre_tokenizer", "normalizers", "pretokenizers"):
+            yield from _growths(part.get(key))
+
+
+def _regexes(part: object) -> Iterator[str]:
+    """Yield every pattern that a definition searches texts with."""
+    if isinstance(part, list):
+        for inner in part:
+            yield from _regexes(inner)
+    elif isinstance(part, dict):
+        for key, inner in part.items():
+            if key == "Regex" and isinstance(inner, str):
+                yield inner
+            elif key != "vocab":
+                yield from _regexes(inner)
+
+
+_PIECE = re.compile(r"\\.|\[\^?\]?(?:\\.|\[:\^?\w+:\]|[^\]\\])*\]|[(]|[)]|[*+]|\{\d*,|.", re.DOTALL)
+_REPETITION = re.compile(r"[*+]|\{\d*,")
+
+
+def _repeats_repetitions(regex: str) -> bool:
+    """Whether a repeated group holds a repetition, as (a+)+: time may double with every letter."""
+    pieces = _PIECE.findall(regex)
+    holds = [False]  # for each group that is open, whether a repetition was seen in it
+    for place, piece in enumerate(pieces):
+        if piece == "(":
+            holds.append(False)
+        elif piece == ")" and len(holds) > 1:
+            inner = holds.pop()
+            following = pieces[place + 1] if place + 1 < len(pieces) else ""
+            if inner and _REPETITION.fullmatch(following):
+                return True
+            holds[-1] |= inner
+        elif _REPETITION.fullmatch(piece):
+            holds[-1] = True
+    return False
+
+
+@contextlib.contextmanager
+def _one_line_failures(name: str, what: str) -> Iterator[None]:
+    """What the library raises while it works; what panics in it is no Exception."""
+    try:
+        yield
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        reason = textwrap.shorten(str(error), 200, placeholder=" ...")
+        raise UserError(
+            f"model.tokenizer.path is {name!r}: this tokenizer fails on {what} ({reason})"
+        ) from error
+
+
 def _special_ids(tokenizer: tokenizers.Tokenizer, name: str) -> tuple[list[int], list[int]]:
     """Return the ids that the post-processor puts before and after a text."""
-    try:
+    with _one_line_failures(name, "plain text"):  # one without a token for what it does not know
         encoding = tokenizer.encode("a photo")
-    except Exception as error:  # a model without a token for what it does not know
-        raise UserError(
-            f"model.tokenizer.path is {name!r}: this tokenizer fails on plain text ({error})"
-        ) from error
     mask, ids = encoding.special_tokens_mask, encoding.ids
     num_before = mask.index(0) if 0 in mask else len(mask) // 2
     num_after = mask[::-1].index(0) if 0 in mask else len(mask) - num_before

@@ -3,7 +3,6 @@
 Everything leaves as uint8, (3, H, W): the device scales it to [0, 1], the image encoder normalises.
 """
 
-import io
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -14,10 +13,12 @@ from typing import Literal, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageFilter, UnidentifiedImageError
+from PIL import Image, ImageFilter
 from PIL.JpegImagePlugin import JpegImageFile
 from torch import Tensor
 
+from clipkit.data.picture_files import ImageDecodeError as ImageDecodeError
+from clipkit.data.picture_files import opened
 from clipkit.encoders.base import Interpolation, ResizeMode
 from clipkit.errors import UserError
 
@@ -59,21 +60,19 @@ _DRAFT_SCALES = (8, 4, 2)
 _LONGEST_STRIP = 16
 
 
-class ImageDecodeError(OSError):
-    """A picture that could not be decoded; the message names it and the reason."""
-
-
 def decode_image(source: Source) -> Image.Image:
     """Any picture as upright RGB, with transparency composited on white.
 
-    Wide pixels become eight bits: 16-bit grey, and 32-bit integers that exceed 255, by 1/257;
-    floating point times 255 where nothing exceeds 1.
+    A file is JPEG, PNG, WebP, GIF, BMP, TIFF, PPM or AVIF, whatever its name, and has at most 2**27
+    pixels; of an animation the first frame is decoded. Wide pixels become eight bits: 16-bit grey,
+    and 32-bit integers that exceed 255, by 1/257; floating point times 255 where nothing exceeds 1.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ImageDecodeError: it cannot be decoded; an OSError.
+        ImageDecodeError: it cannot be read or decoded; an OSError with a `reason`.
     """
-    with _opened(source) as image:
+    if isinstance(source, SmallerPicture):
+        source = source.image
+    with opened(source) as image:
         image.load()  # first, since PIL turns a TIFF upright in loading it
         return _to_rgb(_upright(image, _orientation(image)))
 
@@ -100,12 +99,11 @@ def decode_for_box(
         size: Pixels a side of the view that the box is to become.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ImageDecodeError: it cannot be decoded; an OSError.
+        ImageDecodeError: it cannot be read or decoded; an OSError with a `reason`.
     """
     if isinstance(source, SmallerPicture):
         return _decoded_already(source, choose_box(source.full_size))
-    with _opened(source) as image:
+    with opened(source) as image:
         scalable = image is not source and _is_scalable(image)
         if not scalable:
             image.load()  # first, since not every format knows size and orientation before
@@ -429,36 +427,6 @@ def _hue_rotation(turn: float) -> NDArray[np.float64]:
     rotation = np.array([(1.0, 0.0, 0.0), (0.0, cos, -sin), (0.0, sin, cos)])
     matrix: NDArray[np.float64] = np.linalg.inv(to_yiq) @ rotation @ to_yiq
     return matrix
-
-
-def _describe(source: object) -> str:
-    if isinstance(source, bytes):
-        return f"a picture of {len(source)} bytes"
-    return (
-        f"the picture {source!r}"
-        if isinstance(source, Image.Image)
-        else f"the picture {str(source)!r}"
-    )
-
-
-@contextmanager
-def _opened(source: Source) -> Iterator[Image.Image]:
-    """The picture, not decoded yet; what fails inside is an ImageDecodeError that names it."""
-    try:
-        if isinstance(source, Image.Image | SmallerPicture):
-            yield source if isinstance(source, Image.Image) else source.image
-        else:
-            with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
-                yield image
-    except (FileNotFoundError, MemoryError):
-        raise
-    except (
-        Exception
-    ) as error:  # PIL's readers raise whatever their parsing trips over, not only OSError
-        # PIL speaks of the object in memory where it knows no format.
-        unknown = isinstance(error, UnidentifiedImageError)
-        reason = "it is no picture" if unknown else error or type(error).__name__
-        raise ImageDecodeError(f"cannot decode {_describe(source)}: {reason}") from error
 
 
 def _orientation(image: Image.Image) -> int:

@@ -6,6 +6,7 @@ import difflib
 import json
 import logging
 import os
+import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -39,6 +40,12 @@ WEIGHTS = (".safetensors", ".bin", ".pth")
 """The endings that open_clip looks for in a folder."""
 
 
+_NAME = re.compile(r"[\w.-]+")
+_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_TOKENIZER_OPTIONS = ("clean", "context_length", "language", "reduction_mask", "strip_sep_token",
+                      "tokenizer_mode")  # fmt: skip
+
+
 class _Source(NamedTuple):
     """Where open_clip finds a model: its own name, and the tag or file of its weights."""
 
@@ -66,9 +73,11 @@ def open_open_clip(spec: str, which: str, device: str | None) -> OpenedModel:
             _some(library.list_pretrained_tags_by_model(source.model)),
         )
     overrides = {} if source.quick_gelu is None else {"quick_gelu": source.quick_gelu}
-    with _quiet(), torch.random.fork_rng(devices=[]):
+    with _quiet(), _no_questions(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         try:
+            if ":" in source.model:
+                _refuse_leading_out(spec, library.get_model_config(source.model), source.model)
             model = library.create_model(
                 source.model,
                 source.tag,
@@ -79,6 +88,8 @@ def open_open_clip(spec: str, which: str, device: str | None) -> OpenedModel:
                 **overrides,
             )
             tokenizer = _tokenizer(library, source.model)
+        except UserError:
+            raise
         except Exception as error:
             raise UserError(
                 f"{spec}: open_clip cannot open it ({first_line(error)}){_hint(source, error)}"
@@ -217,13 +228,60 @@ def _find(library: ModuleType, spec: str, which: str) -> _Source:
 def _folder(spec: str, path: Path) -> _Source:
     try:
         config = json.loads((path / CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{spec}: {CONFIG} cannot be read ({first_line(error)})") from error
     if not isinstance(config, dict) or not isinstance(config.get("model_cfg"), dict):
         raise UserError(f"{spec}: {CONFIG} has no model_cfg, so it describes no model")
     if not any(file.suffix in WEIGHTS for file in path.iterdir()):
         raise UserError(f"{spec}: the folder has no weights; open_clip reads {', '.join(WEIGHTS)}")
     return _Source(f"local-dir:{path}", None, path.absolute().name, None)
+
+
+def _refuse_leading_out(spec: str, config: object, model: str) -> None:
+    """Refuse a configuration of somebody's that names towers or files outside of its folder."""
+    towers: dict[str, dict[str, Any]] = {}
+    for part in ("vision_cfg", "text_cfg"):
+        found = config.get(part) if isinstance(config, dict) else None
+        if not isinstance(found, dict):
+            raise UserError(f"{spec}: {CONFIG} has no {part} with settings")
+        towers[part] = found
+
+    def refuse(key: str, value: object) -> None:
+        raise UserError(f"{spec}: refused, {key} of its {CONFIG} is {str(value)[:100]!r}")
+
+    folder = os.path.realpath(model.removeprefix("local-dir:")) + os.sep
+    for part, key, accepted in (
+        ("vision_cfg", "timm_model_name", _NAME),
+        ("text_cfg", "hf_model_name", _HUB_ID),
+        ("text_cfg", "hf_tokenizer_name", _HUB_ID),
+    ):
+        value = towers[part].get(key) or ""
+        if not isinstance(value, str):
+            refuse(f"{part}.{key}", value)
+        beside = os.path.exists(value)
+        inside = beside and os.path.realpath(value).startswith(folder)
+        if value and not inside and (beside or not accepted.fullmatch(value)):
+            refuse(f"{part}.{key}", value)
+    options = towers["text_cfg"].get("tokenizer_kwargs") or {}
+    for key in options if isinstance(options, dict) else [options]:
+        if key not in _TOKENIZER_OPTIONS:
+            refuse("text_cfg.tokenizer_kwargs", key)
+
+
+@contextmanager
+def _no_questions() -> Iterator[None]:
+    """Keep transformers, which open_clip calls, from asking whether to run somebody's code."""
+    try:
+        from transformers import dynamic_module_utils
+    except ImportError:
+        yield
+        return
+    seconds = dynamic_module_utils.TIME_OUT_REMOTE_CODE
+    dynamic_module_utils.TIME_OUT_REMOTE_CODE = 0
+    try:
+        yield
+    finally:
+        dynamic_module_utils.TIME_OUT_REMOTE_CODE = seconds
 
 
 def _split(library: ModuleType, which: str) -> tuple[str | None, str]:

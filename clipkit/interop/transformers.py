@@ -158,7 +158,7 @@ def model_type_of_folder(path: Path) -> str | None:
     """Return what a folder's config.json calls its model, None where there is none."""
     try:
         config = json.loads((path / CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     found = config.get("model_type") if isinstance(config, dict) else None
     return found if isinstance(found, str) else None
@@ -185,7 +185,11 @@ def digest_of_tokenizer(tokenizer: Any) -> str:
 
 def _model_type(library: ModuleType, spec: str, where: str) -> str:
     try:
+        raw, _ = library.PretrainedConfig.get_config_dict(where)
+        _refuse_code(spec, raw)
         config = library.AutoConfig.from_pretrained(where, trust_remote_code=False)
+    except UserError:
+        raise
     except Exception as error:
         raise UserError(
             f"{spec}: its config.json cannot be had ({first_line(error)}); accepted are a folder "
@@ -197,6 +201,20 @@ def _model_type(library: ModuleType, spec: str, where: str) -> str:
             f"{spec}: model_type {kind} of config.json is not accepted, {' and '.join(MODELS)} are"
         )
     return kind
+
+
+def _refuse_code(spec: str, config: object) -> None:
+    """Refuse a configuration that would fetch a kernel, or bring in a library to unpack weights."""
+    parts = [config]
+    while parts:
+        part = parts.pop()
+        if isinstance(part, list):
+            parts += part
+        for key, value in part.items() if isinstance(part, dict) else ():
+            kernel = key.strip("_").endswith("_implementation") and "/" in str(value)
+            if kernel or (key == "quantization_config" and value is not None):
+                raise UserError(f"{spec}: refused, {key} of its {CONFIG} asks for code of others")
+            parts.append(value)
 
 
 def _model(library: ModuleType, spec: str, where: str, kind: str) -> Any:

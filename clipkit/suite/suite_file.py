@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import os
 import re
+import reprlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -21,6 +22,7 @@ from typing import Any
 
 import yaml
 
+from clipkit import safe_yaml
 from clipkit.errors import UserError, did_you_mean
 from clipkit.evaluation.prompts import TEMPLATES, resolve_templates
 from clipkit.suite.builtin import BUILTIN
@@ -337,7 +339,7 @@ class _Value:
             texts = [item.plain() for item in self.items()]
             for item, text in zip(self.items(), texts, strict=True):
                 if not isinstance(text, str):
-                    raise item.error(f"is {text!r}, not text; put it in quotes")
+                    raise item.error(f"is {reprlib.repr(text)}, not text; put it in quotes")
             return texts
         if by_name and isinstance(self.node, yaml.MappingNode):
             written = self.mapping([str(key.value) for key, _ in self.node.value])
@@ -384,7 +386,7 @@ def _parse(path: Path) -> yaml.Node:
     text = ""
     try:
         text = path.read_text(encoding="utf-8")
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        node = safe_yaml.compose(text)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = "" if mark is None else f", line {mark.line + 1}"
@@ -392,8 +394,6 @@ def _parse(path: Path) -> yaml.Node:
         bare = mark is not None and re.search(r"\{c?\}", text.split("\n")[mark.line])
         hint = "; put a template with {} in quotes" if bare else ""
         raise UserError(f"{path}{line}: is no YAML ({_complaint(error)}){hint}") from error
-    except RecursionError as error:
-        raise UserError(f"{path}: is nested too deeply") from error
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: is not UTF-8 text") from error
     except OSError as error:

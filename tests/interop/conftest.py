@@ -109,7 +109,7 @@ def open_clip_folder(tmp_path_factory):
         folder.mkdir()
         config = json.loads(json.dumps(OPEN_CLIP[kind]))
         if config["text_cfg"].get("hf_model_name"):
-            config["text_cfg"]["hf_model_name"] = str(write_bert(root / "bert"))
+            config["text_cfg"]["hf_model_name"] = str(write_bert(folder / "bert"))
         preprocess = SQUASH if kind == "siglip" else {}
         written = {"model_cfg": config, "preprocess_cfg": preprocess}
         (folder / "open_clip_config.json").write_text(json.dumps(written))

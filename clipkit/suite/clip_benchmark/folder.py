@@ -219,10 +219,12 @@ def _shards(root: str, split: str) -> list[str]:
     number = "".join(_lines(root, f"{folder}/nshards.txt") or [])
     if not re.fullmatch(r"[0-9]{1,6}", number) or int(number) == 0:
         raise UserError(f"{folder}/nshards.txt says {number!r}, not a number of shards")
-    shards = [os.path.join(root, folder, f"{place}.tar") for place in range(int(number))]
-    if missing := [f"{folder}/{Path(shard).name}" for shard in shards if not os.path.isfile(shard)]:
-        raise UserError(f"{len(missing)} of {number} shards are missing ({named(missing)})")
-    return shards
+    files = set(os.listdir(os.path.join(root, folder)))  # one look: the number may be any
+    shards = [f"{place}.tar" for place in range(int(number))]
+    if missing := [shard for shard in shards if shard not in files]:
+        listed = named([f"{folder}/{shard}" for shard in missing])
+        raise UserError(f"{len(missing)} of {number} shards are missing ({listed})")
+    return [os.path.join(root, folder, shard) for shard in shards]
 
 
 def _lines(root: str, name: str) -> list[str] | None:

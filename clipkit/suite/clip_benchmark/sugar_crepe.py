@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pyarrow as pa
 
@@ -34,6 +35,9 @@ def open_sugar_crepe(path: str, *, option: str = "data.path") -> StoredRows:
         beside = os.path.join(folder, "val2017")
         root = beside if os.path.isdir(beside) else folder
         files = [part["filename"] for part in parts]
+        leading_out = [file for file in files if os.path.isabs(file) or ".." in Path(file).parts]
+        if leading_out:
+            raise UserError(f"names pictures outside of its folder ({named(leading_out)})")
         missing = [file for file in files if not os.path.isfile(os.path.join(root, file))]
         if missing:
             raise UserError(f"{len(missing):,} pictures are not in {root} ({named(missing)})")
