@@ -32,6 +32,7 @@ from clipkit import recipes
 from clipkit.callbacks.console import Bar, Console
 from clipkit.callbacks.interruption import Interruption, Stopped
 from clipkit.callbacks.monitors import CheckMonitors
+from clipkit.callbacks.quarantine import Quarantine
 from clipkit.data import PairDataModule
 from clipkit.errors import UserError, did_you_mean
 from clipkit.module import CLIPModule
@@ -252,6 +253,7 @@ class ClipkitCLI(LightningCLI):
                 config_yaml=yaml.safe_dump(configuration, sort_keys=False, allow_unicode=True),
                 continued=self.continued,
             ),
+            Quarantine(),
             Interruption(),
         ]
         # After the evaluations, which refuse what they cannot measure before a folder is made;

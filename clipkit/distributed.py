@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+T = TypeVar("T")
 
 
 def world_size() -> int:
@@ -50,9 +52,9 @@ def any_rank(condition: bool, device: torch.device) -> bool:
 
 
 class Agreement:
-    """Whether any process asks for something, known to all of them at the same moment.
+    """What processes tell one another beside the training: all of them, at the same moment.
 
-    Made by all processes together; asking makes the processes wait for one another, and no GPU.
+    Made by all processes together. They wait for one another, and for no GPU.
     """
 
     def __init__(self) -> None:
@@ -67,6 +69,16 @@ class Agreement:
         flag = torch.tensor([asked], dtype=torch.int32)
         dist.all_reduce(flag, op=dist.ReduceOp.MAX, group=self._group)
         return bool(flag)
+
+    def all_told(self, told: list[T]) -> list[T]:
+        """Return what all processes tell, in the order of their ranks."""
+        if not self.any(bool(told)):
+            return []
+        if world_size() == 1:
+            return told
+        lists: list[Any] = [None] * world_size()
+        dist.all_gather_object(lists, told, group=self._group)
+        return [item for some in lists for item in some]
 
 
 def least(value: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from lightning.pytorch.callbacks import Callback, TQDMProgressBar
 
 from clipkit.callbacks.evaluation import Evaluation
 from clipkit.callbacks.last_checkpoint import LastCheckpoint
+from clipkit.callbacks.quarantine import Quarantine
 from clipkit.module import CLIPModule
 from clipkit.tracking import MLflowLogger, callbacks_of, folder_of_run
 from clipkit.tracking.chosen import chosen_checkpoint
@@ -157,6 +158,9 @@ def _summary(trainer: L.Trainer, seconds: float) -> Iterator[str]:
     yield f"  run         {os.path.relpath(folder)}"
     if checkpoint:
         yield f"  checkpoint  {os.path.relpath(checkpoint)}"
+    for callback in callbacks_of(trainer):
+        if isinstance(callback, Quarantine) and (replaced := callback.describe()):
+            yield f"  broken      {replaced}"
     for line in where:
         yield f"  compare     {line}"
     if checkpoint:

@@ -15,6 +15,7 @@ from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch.callbacks import Callback
 
 from clipkit.callbacks.last_checkpoint import LastCheckpoint
+from clipkit.callbacks.quarantine import TooManyBrokenError
 from clipkit.distributed import Agreement
 from clipkit.errors import UserError
 from clipkit.tracking import callbacks_of, folder_of_run
@@ -31,7 +32,7 @@ class Stopped(SystemExit):
 
 
 class Interruption(Callback):
-    """Ends a fit on request where nothing is lost: all ranks after the same step, and saved.
+    """Ends a fit where nothing is lost: all ranks after the same step, and saved.
 
     A second Ctrl-C ends it at once; then the last checkpoint is what there is to go on from.
     """
@@ -87,16 +88,16 @@ class Interruption(Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
     ) -> None:
         self._give_back_signals()
-        if not isinstance(exception, Stopped | KeyboardInterrupt):
+        if not isinstance(exception, Stopped | KeyboardInterrupt | TooManyBrokenError):
             return
         if folder_of_run(trainer) is None:
             return
         saver = next((c for c in callbacks_of(trainer) if isinstance(c, LastCheckpoint)), None)
         if saver is None:
             log.info("stopped; without LastCheckpoint among trainer.callbacks nothing is saved")
-        elif isinstance(exception, Stopped) and trainer.global_step > 0:
+        elif not isinstance(exception, KeyboardInterrupt) and trainer.global_step > 0:
             _save(saver, trainer)
-            if exception.signum == _signal_of_slurm(trainer):
+            if isinstance(exception, Stopped) and exception.signum == _signal_of_slurm(trainer):
                 _requeue(trainer)
         elif saver.path is None:
             log.info("stopped; there is nothing to go on from yet")

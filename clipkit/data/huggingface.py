@@ -47,6 +47,8 @@ class HuggingFacePairs(PairDataModule):
             gigabytes hold: those of evaluation as it sees them, those of training if they are
             shrunk or not augmented. Batches are the same with and without.
         cache_folder: where both are kept; left out, `clipkit` in the user's cache folder.
+        max_broken_ratio: the share of samples that may be broken (a picture that cannot be
+            decoded, no caption) before the run stops. Others stand in for them.
         image_size: pixels a side, where no trainer says it.
         image_sizes: pixels a side of training pictures from an epoch on, counted from 0, such as
             {0: 112, 24: 224}; before the first and without any, the image encoder's own size.
@@ -71,6 +73,7 @@ class HuggingFacePairs(PairDataModule):
         cache_tokens: bool = False,
         cache_pictures_gb: float = 0.0,
         cache_folder: str | None = None,
+        max_broken_ratio: float = 0.01,
         image_size: int | None = None,
         image_sizes: dict[int, int] | None = None,
         tokenizer: Tokenizer | None = None,
@@ -86,6 +89,7 @@ class HuggingFacePairs(PairDataModule):
             cache_tokens=cache_tokens,
             cache_pictures_gb=cache_pictures_gb,
             cache_folder=cache_folder,
+            max_broken_ratio=max_broken_ratio,
             image_size=image_size,
             image_sizes=image_sizes,
             tokenizer=tokenizer,

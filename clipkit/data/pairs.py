@@ -19,6 +19,14 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from clipkit.data.broken import (
+    NO_CAPTION,
+    Broken,
+    BrokenRowError,
+    finding_broken,
+    nothing_usable,
+    stand_ins,
+)
 from clipkit.data.cached_tokens import CachedTokens
 from clipkit.data.caches import Caches
 from clipkit.data.captions import encode_captions
@@ -27,7 +35,6 @@ from clipkit.data.images import (
     Augmentation,
     Source,
     decode_image,
-    naming_broken,
     resize_for_eval,
     to_uint8,
 )
@@ -66,6 +73,7 @@ class PairBatch(TypedDict):
     truncated: Tensor  # bool (b,), whether the caption was cut to the context
     lengths: NotRequired[list[int]]  # how many tokens each caption has
     by_length: NotRequired[Tensor]  # int64 (b,), the rows, the longest caption first
+    broken: NotRequired[list[Broken]]  # rows in whose place others stand
 
 
 class Pixels(NamedTuple):
@@ -83,6 +91,7 @@ class Sample(NamedTuple):
     caption: str | int  # its number where tokens are cached
     image_id: int
     row: int
+    broken: Sequence[Broken] = ()  # rows in whose place it stands
 
 
 class PairDataModule(L.LightningDataModule):
@@ -105,6 +114,8 @@ class PairDataModule(L.LightningDataModule):
             gigabytes hold: those of evaluation as it sees them, those of training if they are
             shrunk or not augmented. Batches are the same with and without.
         cache_folder: where both are kept; left out, `clipkit` in the user's cache folder.
+        max_broken_ratio: the share of samples that may be broken (a picture that cannot be
+            decoded, no caption) before the run stops. Others stand in for them.
         image_size: pixels a side, where no trainer says it.
         image_sizes: pixels a side of training pictures from an epoch on, counted from 0, such as
             ``{0: 112, 24: 224}``; before the first and without any, the image encoder's own size.
@@ -124,6 +135,7 @@ class PairDataModule(L.LightningDataModule):
         cache_tokens: bool = False,
         cache_pictures_gb: float = 0.0,
         cache_folder: str | None = None,
+        max_broken_ratio: float = 0.01,
         image_size: int | None = None,
         image_sizes: dict[int, int] | None = None,
         tokenizer: Tokenizer | None = None,
@@ -133,6 +145,9 @@ class PairDataModule(L.LightningDataModule):
         if batch_size < 1:
             raise UserError(f"data.batch_size: {batch_size} is not a positive number of pairs")
         self.batch_size = batch_size
+        if not 0 <= max_broken_ratio <= 1:
+            raise UserError(f"data.max_broken_ratio: {max_broken_ratio} is no share from 0 to 1")
+        self.max_broken_ratio = max_broken_ratio
         self.num_workers = num_workers
         self.captions = captions
         self.augment = (
@@ -397,12 +412,24 @@ class PairDataset(Dataset[Sample]):
         return len(self.rows) if self._starts is None else int(self._starts[-1])
 
     def __getitem__(self, key: SampleKey) -> Sample:
-        rng = np.random.default_rng((self.seed, key.epoch, key.number))
-        row, which = self._locate(key.number)
+        """Return a sample; where its row is broken, one of another row that says so."""
+        broken: list[Broken] = []
+        for number in stand_ins(key.number, length=len(self), seed=(self.seed, key.epoch)):
+            try:
+                return self._sample(number, key.epoch)._replace(broken=broken)
+            except BrokenRowError as error:
+                row, _ = self._locate(number)
+                name, reason = self.rows.key(row), error.reason
+                broken.append(Broken(row, name, reason, str(error), stands_in=bool(broken)))
+        raise nothing_usable(broken)
+
+    def _sample(self, number: int, epoch: int) -> Sample:
+        rng = np.random.default_rng((self.seed, epoch, number))
+        row, which = self._locate(number)
         caption = self._caption(row, which, rng)
         pixels = self.pixels
-        pixels = pixels._replace(size=self.sizes.at(key.epoch, full=pixels.size))
-        with naming_broken(f"{self.rows.key(row)!r} (row {row})"):
+        pixels = pixels._replace(size=self.sizes.at(epoch, full=pixels.size))
+        with finding_broken():
             picture, identity = self._picture(row)
             if self.augment is not None:
                 tensor = self.augment(picture, pixels.size, pixels.interpolation, rng)
@@ -411,7 +438,7 @@ class PairDataset(Dataset[Sample]):
                 tensor = to_uint8(
                     resize_for_eval(image, pixels.size, pixels.resize_mode, pixels.interpolation)
                 )
-        return Sample(tensor, caption, identity, key.number)
+        return Sample(tensor, caption, identity, number)
 
     def _picture(self, row: int) -> tuple[Source, int]:
         """A picture, encoded or prepared, and its id."""
@@ -439,6 +466,8 @@ class PairDataset(Dataset[Sample]):
         which: int | None,
         rng: np.random.Generator,
     ) -> Caption:
+        if not captions:
+            raise BrokenRowError(NO_CAPTION)
         if which is not None:
             return captions[which]
         if self.captions == "random":
@@ -476,4 +505,5 @@ class PairCollate:
             truncated=encoded.truncated,
             lengths=lengths.tolist(),
             by_length=lengths.argsort(descending=True, stable=True),
+            broken=[broken for sample in samples for broken in sample.broken],
         )

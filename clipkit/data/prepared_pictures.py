@@ -23,6 +23,7 @@ from PIL import Image, features
 from torch.utils.data import DataLoader, Dataset
 
 from clipkit.data.array_file import ArrayFile, ArrayWriter, open_or_build
+from clipkit.data.broken import BrokenRowError, check_picture
 from clipkit.data.identity import image_id
 from clipkit.data.images import (
     RESAMPLING,
@@ -33,6 +34,7 @@ from clipkit.data.images import (
     decode_image,
     resize_for_eval,
 )
+from clipkit.data.picture_files import read_picture
 from clipkit.encoders.base import Interpolation, ResizeMode
 
 if TYPE_CHECKING:
@@ -151,11 +153,14 @@ class PreparedPictures:
 
 
 def read_encoded(picture: Picture) -> bytes | Image.Image:
-    """Return the bytes of a picture that is given by its path, others as they are."""
-    if isinstance(picture, str):
-        with open(picture, "rb") as file:
-            return file.read()
-    return picture
+    """Return the bytes of a picture that is given by its path, others as they are.
+
+    Raises:
+        ImageDecodeError: a file that cannot be read.
+        BrokenRowError: it is no picture by its type.
+    """
+    check_picture(picture)
+    return read_picture(picture) if isinstance(picture, str) else picture
 
 
 # --- The file ------------------------------------------------------------------------------------
@@ -224,7 +229,7 @@ def _is_of(file: ArrayFile, rows: Rows) -> bool:
             image_id(read_encoded(rows.image(row))) == file["image_id"][row]
             for row in kept[chosen].tolist()
         )
-    except OSError:
+    except (OSError, BrokenRowError):
         return False
 
 
@@ -308,7 +313,7 @@ class _Preparing(Dataset[_Found | None]):
         try:
             encoded = read_encoded(self._rows.image(row))
             image, full_size = self._prepare(encoded)
-        except OSError:  # to be named when its turn comes, as without a file
+        except (OSError, BrokenRowError):  # to be named when its turn comes, as without a file
             return None
         return _Found(np.array(image), full_size, image_id(encoded))
 

@@ -34,6 +34,7 @@ trainer:
   log_every_n_steps: 1
 """
 
+
 class Run:
     """What a run has come to."""
 

@@ -44,9 +44,7 @@ def history_in_mlflow(workdir, name):
 
     client = MlflowClient(f"sqlite:///{workdir}/mlflow.db")
     experiment = client.get_experiment_by_name("again")
-    (run,) = client.search_runs(
-        [experiment.experiment_id], f"tags.`mlflow.runName` = '{name}'"
-    )
+    (run,) = client.search_runs([experiment.experiment_id], f"tags.`mlflow.runName` = '{name}'")
     assert run.info.status == "FINISHED"
     points = [
         (key, metric.step, metric.value)
