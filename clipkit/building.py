@@ -33,6 +33,7 @@ from clipkit.callbacks.console import Bar, Console
 from clipkit.callbacks.interruption import Interruption, Stopped
 from clipkit.callbacks.monitors import CheckMonitors
 from clipkit.callbacks.quarantine import Quarantine
+from clipkit.callbacks.watching_ranks import WatchingRanks
 from clipkit.data import PairDataModule
 from clipkit.errors import UserError, did_you_mean
 from clipkit.module import CLIPModule
@@ -255,6 +256,7 @@ class ClipkitCLI(LightningCLI):
             ),
             Quarantine(),
             Interruption(),
+            WatchingRanks(trainer.strategy),
         ]
         # After the evaluations, which refuse what they cannot measure before a folder is made;
         # before the checkpoint callbacks, which Lightning keeps last; the table after everything.

@@ -49,8 +49,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         if debug:
             raise
-        print(f"clipkit: {error.sentence}", file=sys.stderr)
-        return 2
+        if not error.silent:
+            print(f"clipkit: {error.sentence}", file=sys.stderr)
+        return error.exit_code
     except KeyboardInterrupt:
         # Whoever is impatient presses twice; the way out shall not be interrupted.
         signal.signal(signal.SIGINT, signal.SIG_IGN)

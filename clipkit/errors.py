@@ -9,6 +9,9 @@ from difflib import get_close_matches
 class UserError(ValueError):
     """A user's mistake: one sentence with the key, the value and what is accepted."""
 
+    exit_code = 2
+    silent = False  # where another process says it
+
     @property
     def sentence(self) -> str:
         """The message alone, also where a loader's process wrapped it in its traceback."""

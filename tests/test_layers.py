@@ -18,6 +18,7 @@ LAYERS = [
         "distributed",
         "optim",
         "pieces",
+        "rank_watch",
         "resume",
         "saving",
         "recipes",

@@ -132,7 +132,8 @@ def _say_how_to_go_on(saver: LastCheckpoint) -> None:
 
 
 def _slurm(trainer: L.Trainer) -> SLURMEnvironment | None:
-    environment = getattr(trainer.strategy, "cluster_environment", None)
+    connector: Any = trainer._accelerator_connector  # a strategy of one device knows no cluster
+    environment = connector.cluster_environment
     return environment if isinstance(environment, SLURMEnvironment) else None
 
 

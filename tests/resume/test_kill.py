@@ -20,12 +20,17 @@ def steps_logged(run):
     return len([line for line in lines if "train/loss" in line])
 
 
-def kill_when(process, condition):
+def has_logged(run, steps):
+    return lambda: steps_logged(run) >= steps
+
+
+def kill_when(process, condition, *, later=0.0):
     """SIGKILL to every process of the run once the condition holds; whether it still ran."""
     deadline = time.monotonic() + 200
     while process.poll() is None and not condition():
         assert time.monotonic() < deadline
         time.sleep(0.002)
+    time.sleep(later)
     running = process.poll() is None
     if running:
         os.killpg(process.pid, signal.SIGKILL)
@@ -61,7 +66,7 @@ def test_killed_within_an_epoch(start, workdir):
     finish(start("--run_name=whole"))
     folder = workdir / "runs" / "again" / "killed"
     process = start("--run_name=killed", "--data.num_workers=2", *EVERY_STEP)
-    assert kill_when(process, lambda: steps_logged(folder) >= 7)
+    assert kill_when(process, has_logged(folder, 7))
     assert json.loads((folder / "status.json").read_text())["status"] == "unfinished"
     output = finish(start("--run_name=killed", "--ckpt_path=last"))
     assert "going on" in output
@@ -73,7 +78,7 @@ def test_two_ranks_killed(start, workdir):
     finish(start("--run_name=whole", *RANKS))
     folder = workdir / "runs" / "again" / "killed"
     process = start("--run_name=killed", *RANKS, *EVERY_STEP)
-    assert kill_when(process, lambda: steps_logged(folder) >= 7)
+    assert kill_when(process, has_logged(folder, 7))
     finish(start("--run_name=killed", *RANKS, "--ckpt_path=last"))
     Run(folder).assert_same(Run(workdir / "runs" / "again" / "whole"))
 
@@ -96,14 +101,12 @@ def test_twenty_kills(start, workdir, ranks, workers):
         again = []
         while True:
             process = start(f"--run_name={name}", *words, *EVERY_STEP, *again)
-            done, pause = steps_logged(folder), draw.uniform(0, 0.15)
-            target = done + draw.randint(1, max(2, (whole.steps - done) // 2))
             if kills == 20:
                 finish(process)
                 break
-            killed = kill_when(process, lambda: steps_logged(folder) >= target)
-            time.sleep(pause)
-            if not killed:
+            done = steps_logged(folder)
+            target = done + draw.randint(1, max(2, (whole.steps - done) // 2))
+            if not kill_when(process, has_logged(folder, target), later=draw.uniform(0, 0.1)):
                 assert process.returncode == 0
                 break
             kills += 1
@@ -124,7 +127,7 @@ def test_another_number_of_ranks(start, workdir, before, after):
     finish(start("--run_name=whole", *words))
     folder = workdir / "runs" / "again" / "killed"
     process = start("--run_name=killed", *words, *EVERY_STEP, *ranks[before])
-    assert kill_when(process, lambda: steps_logged(folder) >= 7)
+    assert kill_when(process, has_logged(folder, 7))
     finish(start("--run_name=killed", *words, *ranks[after], "--ckpt_path=last"))
     whole = Run(workdir / "runs" / "again" / "whole").points
     expected = {(name, step): value for name, step, value in whole}
