@@ -20,7 +20,7 @@ ELSEWHERE = {
     "model of terabytes": "building rebuilds without checkpoint.allocation_bound",
     "settings of billion laughs": "building reads -c without safe_yaml",
     "settings nested deeply": "building reads -c without safe_yaml",
-    "run folders": "tracking reads config.yaml without safe_yaml, JSON nested deeply is a traceback",
+    "run folders": "tracking reads config.yaml without safe_yaml, deep JSON is a traceback",
     "result files": "tracking follows outcomes out of the folder, deep JSON is a traceback",
     "states of training that are something else": "Lightning's own errors reach the user",
     "lists that lead out": "layouts open pictures wherever a list in a folder names them",
