@@ -20,6 +20,8 @@ LAYERS = [
         "pieces",
         "recipes",
         "arguments",
+        "allocations",
+        "safe_yaml",
     },
     {"encoders", "losses", "evaluation"},
     {"data", "strangers", "compiling"},
