@@ -172,7 +172,7 @@ def zip_bomb(place: Place) -> list[Words]:
         for name, content in records.items():
             with archive.open(name, "w", force_zip64=True) as stream:
                 stream.write(content)
-                for _ in range(2**9 if name == largest else 0):
+                for _ in range(2**6 if name == largest else 0):
                     stream.write(bytes(2**20))
     return every_door(path.name)
 
