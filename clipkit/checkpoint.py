@@ -123,7 +123,8 @@ def allocation_bound(restored: Restored, path: str | Path) -> AllocationBound:
         UserError: within it, before it happens, when a constructor takes many times the memory of
             the weights.
     """
-    held = sum(value.nbytes for value in restored.state_dict.values())
+    tensors = restored.state_dict.values() if isinstance(restored.state_dict, dict) else ()
+    held = sum(value.nbytes for value in tensors if isinstance(value, torch.Tensor))
     return AllocationBound(
         _TIMES_ITS_WEIGHTS * held + _BESIDES,
         f"checkpoint {path}: refused, its configuration asks for a model of {{size}}, and its "

@@ -25,7 +25,7 @@ def compose(text: str) -> yaml.Node | None:
         if node is not None:
             _count(node, {})
     except RecursionError as error:
-        raise yaml.YAMLError("it is nested too deeply") from error
+        raise yaml.MarkedYAMLError(problem="it is nested too deeply") from error
     return node
 
 
@@ -39,7 +39,7 @@ def load(text: str) -> Any:
     try:
         return None if node is None else yaml.SafeLoader("").construct_document(node)
     except RecursionError as error:
-        raise yaml.YAMLError("it is nested too deeply") from error
+        raise yaml.MarkedYAMLError(problem="it is nested too deeply") from error
 
 
 _OPEN = -1

@@ -23,6 +23,8 @@ LAYERS = [
         "saving",
         "recipes",
         "arguments",
+        "allocations",
+        "safe_yaml",
     },
     {"encoders", "losses", "evaluation"},
     {"data", "strangers", "compiling"},

@@ -145,5 +145,7 @@ def import_library(name: str, spec: str, *, extra: str) -> ModuleType:
 
 def first_line(error: BaseException) -> str:
     """What a library's exception says first, short enough to stand in a sentence."""
+    if "Weights only load failed" in str(error):  # torch goes on to say how to run it nevertheless
+        return "refused, its weights would run code when they are loaded"
     line = str(error).strip().partition("\n")[0] or type(error).__name__
     return textwrap.shorten(line, 240, placeholder=" ...")

@@ -27,6 +27,9 @@ from PIL import Image
 from clipkit.checkpoint import KEY
 from clipkit.tokenizer import Tokenizer
 
+SECRETS = 16
+"""How many pictures there are that are nobody's business."""
+
 DEEP = 100_000
 """How deep what is nested is nested."""
 
@@ -53,8 +56,9 @@ class Place:
         self.inside.mkdir(parents=True)
         for folder in (self.inside, self.outside):
             (folder / "evil.py").write_text(EVIL_CODE)
-        secret = Image.new("RGB", (20, 20), "red")
-        secret.save(self.outside / "secret.png")
+        for number in range(SECRETS):
+            secret = Image.new("RGB", (20, 20), (number, 0, 255 - number))
+            secret.save(self.outside / f"secret{number}.png")
         (self.outside / "secret.json").write_text('["secret"]')
         (self.outside / "secret.txt").write_text("secret\n")
         (self.outside / "tokenizer.json").write_text(Tokenizer().definition)
@@ -168,7 +172,7 @@ def zip_bomb(place: Place) -> list[Words]:
         for name, content in records.items():
             with archive.open(name, "w", force_zip64=True) as stream:
                 stream.write(content)
-                for _ in range(2**9 if name == largest else 0):
+                for _ in range(2**6 if name == largest else 0):
                     stream.write(bytes(2**20))
     return every_door(path.name)
 
@@ -582,7 +586,7 @@ def template_with_a_format(place: Place) -> list[Words]:
 @case
 def sugar_crepe_that_names_pictures_outside(place: Place) -> list[Words]:
     doors = []
-    for number, name in enumerate(("../outside/secret.png", str(place.outside / "secret.png"))):
+    for number, name in enumerate(("../outside/secret0.png", str(place.outside / "secret0.png"))):
         entry = {"filename": name, "caption": "a", "negative_caption": "b"}
         (place.inside / f"crepe{number}.json").write_text(json.dumps({"0": entry, "1": entry}))
         doors.append(
@@ -682,7 +686,7 @@ def fit_on(path: str) -> Words:
 def tar_that_leads_out(place: Place) -> list[Words]:
     folder = place.inside / "tars"
     folder.mkdir()
-    secret = str(place.outside / "secret.png")
+    secret = str(place.outside / "secret0.png")
     with tarfile.open(folder / "train-0.tar", "w") as archive:
         for number in range(16):
             add(archive, f"{number}.png", picture())
@@ -727,17 +731,21 @@ def tar_that_claims_more_than_it_is(place: Place) -> list[Words]:
 @case
 def lists_that_lead_out(place: Place) -> list[Words]:
     doors = []
-    for number, name in enumerate(("../../outside/secret.png", str(place.outside / "secret.png"))):
+    for number, prefix in enumerate(("../../outside/", f"{place.outside}/")):
+        names = [f"{prefix}secret{row}.png" for row in range(SECRETS)]
         folder = place.inside / f"csv{number}"
         folder.mkdir()
         with (folder / "metadata.csv").open("w", newline="") as file:
             writer = csv.writer(file)
             writer.writerow(["file_name", "caption"])
-            writer.writerows([name, f"caption {row}"] for row in range(16))
+            writer.writerows([name, f"caption {row}"] for row, name in enumerate(names))
         doors.append(fit_on(folder.name))
         folder = place.inside / f"jsonl{number}"
         folder.mkdir()
-        rows = [json.dumps({"file_name": name, "caption": f"caption {row}"}) for row in range(16)]
+        rows = [
+            json.dumps({"file_name": name, "caption": f"caption {row}"})
+            for row, name in enumerate(names)
+        ]
         (folder / "metadata.jsonl").write_text("\n".join(rows))
         doors.append(fit_on(folder.name))
     return doors
@@ -757,12 +765,13 @@ def parquet_that_leads_out(place: Place) -> list[Words]:
     import pyarrow.parquet as pq
 
     doors = []
-    for number, path in enumerate((str(place.outside / "secret.png"), "../../outside/secret.png")):
+    kind = pa.struct({"bytes": pa.binary(), "path": pa.string()})
+    for number, prefix in enumerate(("../../outside/", f"{place.outside}/")):
         folder = place.inside / f"parquet{number}"
         folder.mkdir()
-        images = [{"bytes": None, "path": path}] * 16
-        captions = [f"caption {row}" for row in range(16)]
-        table = pa.table({"image": images, "caption": captions})
+        images = [{"bytes": None, "path": f"{prefix}secret{row}.png"} for row in range(SECRETS)]
+        captions = [f"caption {row}" for row in range(SECRETS)]
+        table = pa.table({"image": pa.array(images, kind), "caption": captions})
         pq.write_table(table, folder / "train.parquet")
         doors.append(fit_on(folder.name))
     return doors

@@ -155,7 +155,7 @@ def test_a_tokenizer_that_wants_to_run_code_is_refused(open_clip_folder, tmp_pat
     own["tokenizer_class"] = "Evil"
     (folder / "tokenizer_config.json").write_text(json.dumps(own))
     (folder / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Evil: pass\n")
-    with pytest.raises(UserError, match="cannot open it"):
+    with pytest.raises(UserError, match=r"refused, text_cfg\.tokenizer_kwargs"):
         open_model(str(folder))
     assert not (tmp_path / "ran").exists()
 

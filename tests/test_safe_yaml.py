@@ -1,0 +1,29 @@
+"""Plain values of a bounded number; everything else is refused with its place."""
+
+import pytest
+import yaml
+
+from clipkit import safe_yaml
+
+
+def test_plain_values_and_anchors_are_read():
+    text = "a: &a {x: 1}\nb: [*a, *a]\nc: 2024-01-01\n"
+    assert safe_yaml.load(text) == yaml.safe_load(text)
+    assert safe_yaml.load("") is None
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("a0: &a0 [1]\n" + "".join(f"a{n}: &a{n} [{f'*a{n - 1}, ' * 9}]\n" for n in range(1, 9)),
+         "more than 100,000 values"),
+        ("a: &a [*a]\n", "holds itself"),
+        ("[" * 100_000, "nested too deeply"),
+        ("a: !!python/object/apply:os.system [true]\n", "could not determine a constructor"),
+        ("a: [\n", "expected"),
+    ],
+)  # fmt: skip
+def test_what_is_refused(text, problem):
+    with pytest.raises(yaml.MarkedYAMLError) as refused:
+        safe_yaml.load(text)
+    assert problem in str(refused.value.problem)
