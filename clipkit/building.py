@@ -7,9 +7,10 @@ import os
 import re
 import sys
 import tempfile
+import traceback
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from hashlib import blake2b
 from importlib.util import find_spec
 from pathlib import Path
@@ -28,7 +29,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 # Short names in YAML resolve for classes that are imported, hence these.
 from clipkit import checkpoint as checkpoints
-from clipkit import recipes
+from clipkit import recipes, safe_yaml
 from clipkit.callbacks.console import Bar, Console
 from clipkit.callbacks.interruption import Interruption, Stopped
 from clipkit.callbacks.monitors import CheckMonitors
@@ -217,7 +218,7 @@ class ClipkitCLI(LightningCLI):
     # --- Configuration to objects ------------------------------------------------------------
 
     def instantiate_classes(self) -> None:
-        with _one_line_errors():
+        with _one_line_errors(), self._memory_of_the_checkpoint():
             super().instantiate_classes()
         section = self._section()
         self.model.configuration = self._record()
@@ -226,6 +227,13 @@ class ClipkitCLI(LightningCLI):
             loaded = checkpoints.read(weights)
             checkpoints.check_vocabulary(loaded.get(checkpoints.KEY, {}), self.model.tokenizer)
             checkpoints.load_weights(self.model, loaded["state_dict"], weights)
+
+    def _memory_of_the_checkpoint(self) -> AbstractContextManager[object]:
+        """What a checkpoint's configuration may take, where that is what is built."""
+        if self.restored is None:
+            return nullcontext()
+        path = str(self._section()["ckpt_path"])
+        return checkpoints.allocation_bound(self.restored, path)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         section = self._section()
@@ -294,7 +302,8 @@ def run(
     _check_importable(trust)
     _quieten_libraries()
     try:
-        return command(words, trust=trust).exit_code
+        with _naming_unusable_states(words):
+            return command(words, trust=trust).exit_code
     except Stopped as stopped:
         # Lightning takes another rank that ends with an error for a failure, and kills the first.
         return int(stopped.code or 0) if rank_zero_only.rank == 0 else 0  # type: ignore[attr-defined]
@@ -303,6 +312,23 @@ def run(
         return 130 if stop.code == 1 else int(stop.code or 0)
     except MisconfigurationException as error:
         raise UserError(one_line(str(error))) from error
+
+
+@contextmanager
+def _naming_unusable_states(words: Sequence[str]) -> Iterator[None]:
+    """Say in a sentence that Lightning trips over what a checkpoint holds beside the weights."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        frames = [frame.name for frame in traceback.extract_tb(error.__traceback__)]
+        if not {"restore_training_state", "restore_callbacks", "restore_datamodule"} & {*frames}:
+            raise
+        raise UserError(
+            f"--ckpt_path {_value(words, '--ckpt_path')}: its state of training cannot be restored "
+            f"({type(error).__name__}: {one_line(str(error))}); --weights takes its weights alone"
+        ) from error
 
 
 def _check_strategy(strategy: Any) -> None:
@@ -388,7 +414,8 @@ def load_model(path: str, *, trust: Sequence[str] = ()) -> CLIPModule:
     with _one_line_errors():
         config = parser.parse_object({"model": restored.configuration["model"]})
         _take_carried(config, restored)
-        module: CLIPModule = parser.instantiate_classes(config).model
+        with checkpoints.allocation_bound(restored, path):
+            module: CLIPModule = parser.instantiate_classes(config).model
     module.configuration = restored.configuration
     checkpoints.load_weights(module, restored.state_dict, path)
     # For use, not for training: what it gives can be turned into numpy as it is.
@@ -443,7 +470,7 @@ def _with_recipes(words: Sequence[str]) -> Iterator[str]:
 def _readable(file: Path) -> str:
     """Return the file's path if it holds settings, in YAML."""
     try:
-        settings = yaml.safe_load(file.read_text(encoding="utf-8"))
+        settings = safe_yaml.load(file.read_text(encoding="utf-8"))
     except yaml.MarkedYAMLError as error:
         line = "" if error.problem_mark is None else f", line {error.problem_mark.line + 1}"
         raise UserError(f"-c {file}{line}: no valid YAML ({error.problem})") from error

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import yaml
 
+from clipkit import safe_yaml
 from clipkit.errors import UserError
 from clipkit.tracking.journal_file import JOURNAL_FILE, parse
 from clipkit.tracking.run_record import read_status
@@ -62,7 +63,7 @@ def read_params(path: Path) -> dict[str, str]:
     if not path.is_file():
         return {}
     try:
-        configuration = yaml.safe_load(path.read_text(encoding="utf-8"))
+        configuration = safe_yaml.load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark is not None else ""

@@ -38,7 +38,7 @@ def parse(text: bytes, end: int = 0) -> Line:
         moment, step = float(line.pop("time")), int(line.pop("step"))
         epoch = line.pop("epoch", None)
         return Line(moment, step, epoch, {name: float(v) for name, v in line.items()}, end)
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError("not a line of metrics") from error
 
 

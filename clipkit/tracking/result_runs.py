@@ -75,7 +75,9 @@ class ResultRun(Run):
         task = self._tasks.get(evaluation)
         if task is None or not task.get("outcomes"):
             return None
-        return self.path.parent / str(task["outcomes"])
+        file = self.path.parent / str(task["outcomes"])
+        beside = file.resolve().is_relative_to(self.path.parent.resolve())
+        return file if beside else None  # a stranger's file may name any
 
     # Both are known also where the outcomes were left behind.
 
@@ -96,6 +98,8 @@ def read_result(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: no result file (not UTF-8 text)") from error
+    except RecursionError as error:
+        raise UserError(f"{path}: no result file (nested too deeply)") from error
     except json.JSONDecodeError as error:
         raise UserError(
             f"{path}, line {error.lineno}, column {error.colno}: no JSON ({error.msg})"

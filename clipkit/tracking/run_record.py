@@ -70,7 +70,7 @@ def read_status(folder: Path) -> dict[str, Any]:
     """Return what a run says of its end: one that was killed says that it has not come to it."""
     try:
         status = json.loads((folder / STATUS_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         status = None
     return status if isinstance(status, dict) else {}
 

@@ -17,12 +17,6 @@ from tests.hostile.watching import watched
 ROOT = Path(__file__).parents[2]
 
 ELSEWHERE = {
-    "model of terabytes": "building rebuilds without checkpoint.allocation_bound",
-    "settings of billion laughs": "building reads -c without safe_yaml",
-    "settings nested deeply": "building reads -c without safe_yaml",
-    "run folders": "tracking reads config.yaml without safe_yaml, deep JSON is a traceback",
-    "result files": "tracking follows outcomes out of the folder, deep JSON is a traceback",
-    "states of training that are something else": "Lightning's own errors reach the user",
     "lists that lead out": "layouts open pictures wherever a list in a folder names them",
     "parquet that leads out": "layouts open pictures wherever a table in a folder names them",
     "list nested deeply": "layouts let a RecursionError through",
