@@ -11,6 +11,7 @@ from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.trainer.states import TrainerFn
 
 from clipkit.errors import UserError
 from clipkit.tracking import recording
@@ -65,12 +66,12 @@ class RunFolder(Callback):
             self._recording.say("unfinished")  # once more by the same trainer
         if self.path is not None or (stage != "fit" and not sent):
             return
-        self._stage = stage
+        self._stage = TrainerFn(stage).value
         made: str | UserError | None = None
         if trainer.is_global_zero:
             try:
                 _refuse_two(sent)
-                self._recording = self._record(stage)
+                self._recording = self._record()
                 made = str(self._recording.path)
             except UserError as error:
                 made = error
@@ -106,10 +107,11 @@ class RunFolder(Callback):
             stopped = isinstance(exception, KeyboardInterrupt | SystemExit)  # or a signal
             self._recording.say("interrupted" if stopped else "failed")
 
-    def _record(self, stage: str) -> Recording:
-        if stage == "fit" and self.continued is not None:
+    def _record(self) -> Recording:
+        if self._stage == "fit" and self.continued is not None:
             return recording.go_on(self.continued, self.config_yaml)
-        experiment = self.experiment if stage == "fit" else f"{self.experiment}-{stage}"
+        evaluated = "" if self._stage == "fit" else f"-{self._stage}"
+        experiment = self.experiment + evaluated
         return recording.begin(self.root, experiment, self.run_name, self.config_yaml)
 
     def _tell_loggers(self, trainer: L.Trainer, run: Recording) -> None:
