@@ -74,7 +74,10 @@ def test_mistakes(refused, words, parts):
 @pytest.mark.parametrize(
     ("uri", "parts"),
     [
-        ("htp://127.0.0.1:9", ["MLflow knows no htp:", "did you mean http?", "sqlite:///mlflow.db"]),
+        (
+            "htp://127.0.0.1:9",
+            ["MLflow knows no htp:", "did you mean http?", "sqlite:///mlflow.db"],
+        ),
         ("file:./mlruns", ["file store", "sqlite:///mlflow.db"]),
         ("sqlite:////nowhere/x.db", ["cannot be opened"]),
     ],
