@@ -6,6 +6,7 @@ status.json, which says whether it has come to its end and what it chose.
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +110,7 @@ class RunFolder(Callback):
 
     def _record(self) -> Recording:
         if self._stage == "fit" and self.continued is not None:
+            warnings.filterwarnings("ignore", message="Checkpoint directory .* is not empty")
             return recording.go_on(self.continued, self.config_yaml)
         evaluated = "" if self._stage == "fit" else f"-{self._stage}"
         experiment = self.experiment + evaluated

@@ -128,7 +128,6 @@ def _repeat(lines: IO[str]) -> None:
 
 def main(folder: str, wait_at_end: str, training: str) -> None:
     """Send a run folder until the process that trains says that it ends, or is gone."""
-    os.nice(10)  # the processor is the training's
     tell = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever MLflow prints
 
