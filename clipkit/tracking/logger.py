@@ -109,7 +109,7 @@ class MLflowLogger(Logger):
         if self._recording is None or self._shipper is None:
             return
         if self._is_alone:
-            self._recording.say("finished" if status == "success" else "failed")
+            self._recording.end("finished" if status == "success" else "failed")
             self._recording.close()
         self._shipper.finish()
         self._say_left(self._recording.path)

@@ -91,6 +91,8 @@ class Trainer:
              "--trainer.callbacks+=my_code.StopWhenTold",
              f"--trainer.logger.tracking_uri={uri}", *words],
             stdout=self._output, stderr=subprocess.STDOUT, cwd=folder, env=ENVIRONMENT,
+            # A job in the background inherits an ignored SIGINT, which Python then leaves ignored.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )  # fmt: skip
 
     def reach(self, lines: int) -> None:
@@ -116,6 +118,12 @@ class Trainer:
         self._process.kill()
         self._process.wait()
 
+    def interrupt(self) -> None:
+        self._process.send_signal(signal.SIGINT)
+
+    def said(self) -> str:
+        return Path(self._output.name).read_text()
+
     def stop(self) -> None:
         """Tell it that this is enough."""
         (self.folder / "stop").touch()
@@ -127,8 +135,7 @@ class Trainer:
             code = self._process.wait(300)
         finally:
             self.kill()
-        self._output.seek(0)
-        return code, self._output.read()
+        return code, self.said()
 
     def close(self) -> None:
         self.kill()

@@ -10,6 +10,7 @@ from tests.tracking.harness import (
     rows_of_metrics,
     runs_of,
     sync,
+    wait_until,
 )
 
 
@@ -76,7 +77,7 @@ def test_a_server_that_dies_in_the_middle(server, trainer, workdir):
 def test_a_server_that_is_not_there_at_the_start(server, trainer, workdir, workers):
     """It comes while training goes on: nothing is left to do by hand."""
     fit = trainer(server.uri, f"--data.num_workers={workers}")
-    fit.reach(50)
+    wait_until(lambda: "warning: MLflow at" in fit.said(), "the warning")
     server.start()
     fit.send()
     code, said = fit.end()

@@ -57,7 +57,7 @@ def only_run(uri):
 
 def test_a_run_that_no_logger_sent(command, uri, database, capsys):
     run = recorded()
-    run.say("finished", steps=3, chosen={"step": 2})
+    run.end("finished", steps=3, chosen={"step": 2})
     run.close()
     (run.path / "outcomes").mkdir()
     (run.path / "outcomes" / "zeroshot-own-last.parquet").write_text("rows")
@@ -138,7 +138,7 @@ def test_runs_left_running_are_ended(uri, database, workdir):
     )
     for run in (killed, finished, alive, elsewhere):
         shipment(run, uri).send(ended=False)
-    finished.say("finished", steps=3)
+    finished.end("finished", steps=3)
     for run in (killed, finished, elsewhere):
         run.close()
     with sqlite3.connect(database) as connection:
@@ -163,7 +163,7 @@ def test_runs_left_running_are_ended(uri, database, workdir):
 def test_what_mlflow_refuses_is_left_out(uri, database, command, capsys):
     run = recorded()
     run.journal.append({"b" * 300: 1.0, "train/ok": 2.0, "a@b": 3.0}, 5)
-    run.say("failed")
+    run.end("failed")
     run.close()
     assert command("sync", str(run.path)) == 0
     assert "MLflow refused bbb" in capsys.readouterr().out
@@ -188,7 +188,7 @@ def test_a_run_that_was_deleted_there_stays_deleted(uri, database, command, caps
 
 def test_a_copy_in_another_store(uri, database, workdir, command, mlflow_template):
     run = recorded()
-    run.say("finished")
+    run.end("finished")
     run.close()
     shutil.copy(mlflow_template, workdir / "other.db")
     for store in (uri, "sqlite:///other.db", uri):
@@ -234,6 +234,20 @@ def test_a_database_that_is_locked_is_one_warning(workdir, uri, database, caplog
     other.close()
     assert "they are sent by: clipkit sync runs/drawn/run" in caplog.text
     run.close()
+
+
+@pytest.mark.slow
+def test_ctrl_c(workdir, uri, database):
+    fit = Trainer(workdir, uri)
+    try:
+        fit.reach(40)
+        fit.interrupt()
+        code, said = fit.end()
+    finally:
+        fit.close()
+    assert code == 130, said
+    assert rows_of_metrics(database) == points_of(fit.journal)
+    assert runs_of(database) == [("run", "KILLED")]
 
 
 # --- Continued -----------------------------------------------------------------------------------
