@@ -31,12 +31,15 @@ trainer:
 """
 
 STOPPER = """\
+import sys
 from pathlib import Path
 from lightning.pytorch.callbacks import Callback
 
 class StopWhenTold(Callback):
     def on_train_batch_end(self, trainer, *_):
         trainer.should_stop = Path("stop").exists()
+        if trainer.should_stop:
+            print("MLflow is imported:", "mlflow" in sys.modules)
 """
 
 

@@ -64,6 +64,7 @@ def test_a_server_that_dies_in_the_middle(server, trainer, workdir):
     code, said = fit.end()
     assert code == 0, said
     assert "training goes on" in said
+    assert "MLflow is imported: False" in said  # by the process that trains
     assert "they are sent by: clipkit sync runs/harness/run" in said
     code, refused = sync(workdir, "runs/harness/run")
     assert (code, "cannot be reached" in refused) == (2, True)

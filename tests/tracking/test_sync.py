@@ -250,6 +250,18 @@ def test_ctrl_c(workdir, uri, database):
     assert runs_of(database) == [("run", "KILLED")]
 
 
+def test_a_password_is_written_nowhere(workdir, caplog, command, capsys):
+    run = recorded()
+    secret = "http://me:secret@127.0.0.1:9"
+    logger = MLflowLogger(tracking_uri=secret, wait_at_end=0)
+    logger.begin(run)
+    logger.finalize("success")
+    run.close()
+    assert command("sync", run.path, "--tracking_uri", secret) == 2
+    written = "".join(path.read_text() for path in run.path.iterdir())
+    assert "secret" not in written + caplog.text + capsys.readouterr().err + logger.where
+
+
 # --- Continued -----------------------------------------------------------------------------------
 
 
