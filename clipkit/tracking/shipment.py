@@ -31,7 +31,7 @@ from clipkit.tracking.run_record import (
 from clipkit.tracking.tracking_uri import absolute, quieten, without_password
 
 if TYPE_CHECKING:
-    from mlflow.entities import Metric, Param, RunTag
+    from mlflow.entities import Metric, Param, Run, RunTag
     from mlflow.tracking import MlflowClient
 
 SHIPPED_FILE = "shipped.json"
@@ -182,10 +182,7 @@ class Shipment:
     def _find_or_make(self) -> None:
         experiment_id = self._experiment()
         # The answer to an earlier call may have been lost: the run may be there.
-        with told_apart():
-            found = self.client.search_runs(
-                [experiment_id], f"tags.`clipkit.id` = '{self.record.id}'", max_results=1
-            )
+        found = self._of_this_id(experiment_id)
         if found:
             run = found[0]
         else:
@@ -197,6 +194,18 @@ class Shipment:
                     run_name=self.record.run_name,
                 )
         self._note(run_id=run.info.run_id, experiment_id=experiment_id, status=str(run.info.status))
+
+    def _of_this_id(self, experiment_id: str | None) -> list[Run]:
+        with told_apart():
+            where = f"tags.`clipkit.id` = '{self.record.id}'"
+            return list(self.client.search_runs([str(experiment_id)], where))
+
+    def _delete_twins(self) -> None:
+        """Delete what a call has made whose answer was waited for no longer: a run of this id."""
+        for run in self._of_this_id(self.shipped.experiment_id):
+            if run.info.run_id != self.run_id:
+                with told_apart():
+                    self.client.delete_run(run.info.run_id)
 
     def _experiment(self) -> str:
         name, at = self.record.experiment, self.record.artifact_location
@@ -242,6 +251,7 @@ class Shipment:
             status = "KILLED"
         if status == self.shipped.status:
             return
+        self._delete_twins()
         ended = said.get("ended", (self.folder / JOURNAL_FILE).stat().st_mtime)
         with told_apart():
             self.client.set_terminated(self.run_id, status, _milliseconds(ended))

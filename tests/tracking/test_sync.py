@@ -5,6 +5,7 @@ import os
 import shutil
 import sqlite3
 import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -107,6 +108,25 @@ def test_a_batch_is_taken_once_if_its_receipt_is_lost(command, uri, database):
     _, sent = only_run(uri)
     assert sent.data.tags["clipkit.first_non_finite"] == "train/loss nan at step 2000"
     run.close()
+
+
+def test_a_run_that_was_made_twice_is_one_in_the_end(command, uri, database):
+    """A server answers too late: the call that was given up has made a run all the same."""
+    run = recorded()
+    shipment(run, uri).send(ended=False)
+    client, sent = only_run(uri)
+    client.create_run(sent.info.experiment_id, tags={"clipkit.id": run.record.id}, run_name="twin")
+    run.end("finished")
+    run.close()
+    (run.path / "shipped.json").unlink()  # not even known which of the two it was
+    assert command("sync", run.path) == 0
+    _, only = only_run(uri)
+    with sqlite3.connect(database) as connection:
+        rows = connection.execute(
+            "SELECT key, step, value FROM metrics WHERE run_uuid = ?", (only.info.run_id,)
+        ).fetchall()
+    connection.close()
+    assert Counter(rows) == points_of(run.path / "metrics.jsonl")
 
 
 def test_a_trainer_that_is_killed(command, workdir, uri, database, capsys):
