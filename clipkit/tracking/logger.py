@@ -17,7 +17,7 @@ from clipkit.errors import UserError
 from clipkit.tracking import recording
 from clipkit.tracking.config import flatten, origin, versions
 from clipkit.tracking.recording import Recording
-from clipkit.tracking.shipment import is_complete, left, read_shipped
+from clipkit.tracking.shipped import is_complete, left, read_shipped
 from clipkit.tracking.shipper import Shipper
 from clipkit.tracking.tracking_uri import (
     given_or_default,
