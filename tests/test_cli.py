@@ -74,12 +74,15 @@ def test_mistakes(refused, words, parts):
 @pytest.mark.parametrize(
     ("uri", "parts"),
     [
-        ("http://127.0.0.1:9", ["cannot be reached", "sqlite:///mlflow.db"]),
+        (
+            "htp://127.0.0.1:9",
+            ["MLflow knows no htp:", "did you mean http?", "sqlite:///mlflow.db"],
+        ),
         ("file:./mlruns", ["file store", "sqlite:///mlflow.db"]),
         ("sqlite:////nowhere/x.db", ["cannot be opened"]),
     ],
 )
-def test_tracking_that_cannot_be_reached(refused, uri, parts):
+def test_tracking_that_cannot_be_used(refused, uri, parts):
     error = refused("--trainer.logger.tracking_uri", uri)
     assert all(part in error for part in ["trainer.logger.tracking_uri", uri, *parts]), error
 
@@ -198,7 +201,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(workdir, pictures):
     )  # fmt: skip
     journal = workdir / "runs/tiny/run/metrics.jsonl"
     deadline = time.monotonic() + 120
-    while not journal.exists() and time.monotonic() < deadline:
+    while not (journal.exists() and journal.stat().st_size) and time.monotonic() < deadline:
         time.sleep(0.2)
     process.send_signal(signal.SIGINT)
     try:

@@ -10,7 +10,7 @@ from clipkit.tracking.journal_file import JOURNAL_FILE
 from clipkit.tracking.locks import is_held
 from clipkit.tracking.mlflow_errors import told_apart
 from clipkit.tracking.run_record import read_status
-from clipkit.tracking.shipment import ENDS
+from clipkit.tracking.shipped import ENDS
 
 if TYPE_CHECKING:
     from mlflow.entities import Run

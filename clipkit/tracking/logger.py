@@ -17,7 +17,7 @@ from clipkit.errors import UserError
 from clipkit.tracking import recording
 from clipkit.tracking.config import flatten, origin, versions
 from clipkit.tracking.recording import Recording
-from clipkit.tracking.shipment import is_complete, left, read_shipped
+from clipkit.tracking.shipped import is_complete, left, read_shipped
 from clipkit.tracking.shipper import Shipper
 from clipkit.tracking.tracking_uri import (
     given_or_default,
@@ -109,7 +109,7 @@ class MLflowLogger(Logger):
         if self._recording is None or self._shipper is None:
             return
         if self._is_alone:
-            self._recording.say("finished" if status == "success" else "failed")
+            self._recording.end("finished" if status == "success" else "failed")
             self._recording.close()
         self._shipper.finish()
         self._say_left(self._recording.path)

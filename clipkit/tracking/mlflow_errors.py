@@ -48,5 +48,7 @@ def _reason(error: Exception) -> str:
         return "no answer in time"
     if "database is locked" in text:
         return "the database is locked"
+    if innermost := re.findall(r"'([^']+)'", text.partition("Caused by")[2]):
+        return str(innermost[-1]).lower()
     first = text.strip().partition("\n")[0].rstrip(".") or type(error).__name__
     return first if len(first) <= _LONGEST_REASON else f"{first[:_LONGEST_REASON]} ..."

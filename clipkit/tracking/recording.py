@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import platform
 import time
 from dataclasses import replace
@@ -23,6 +24,8 @@ _SURROUNDINGS = (
     *("clipkit.version.", "clipkit.world_size", "clipkit.data_fingerprint"),
     "mlflow.source.git.commit",
 )
+
+log = logging.getLogger(__name__)
 
 
 class Recording:
@@ -62,11 +65,19 @@ class Recording:
         )
         self.record.write(self.path)
 
-    def say(self, status: str, **more: Any) -> None:
-        """Write status.json: unfinished, finished, interrupted or failed."""
-        ended = {} if status == "unfinished" else {"ended": round(time.time(), 3)}
-        said = {"id": self.record.id, "status": status, **ended, **more}
-        write_json(self.path / STATUS_FILE, said)
+    def is_going_on(self) -> None:
+        """Write status.json: what a run that is killed will have said of itself."""
+        write_json(self.path / STATUS_FILE, {"id": self.record.id, "status": "unfinished"})
+
+    def end(self, status: str, **more: Any) -> None:
+        """Write status.json: finished, interrupted or failed; a full disk is no further failure."""
+        said = {"id": self.record.id, "status": status, "ended": round(time.time(), 3), **more}
+        try:
+            write_json(self.path / STATUS_FILE, said)
+        except OSError as error:
+            log.warning(
+                "warning: %s cannot say that the run is %s (%s)", self.path, status, error.strerror
+            )
 
     def close(self) -> None:
         """Let the folder go."""
@@ -84,7 +95,7 @@ def begin(root: Path, experiment: str, name: str, config_yaml: str) -> Recording
             (path / CONFIG_FILE).write_text(config_yaml, encoding="utf-8")
             record = RunRecord(uuid4().hex, experiment, path.name, round(time.time(), 3))
             recording = Recording(path, record, JournalFile(path))
-            recording.say("unfinished")
+            recording.is_going_on()
             return recording
         except FileExistsError as error:
             if not path.is_dir():
@@ -122,7 +133,7 @@ def go_on(path: Path, config_yaml: str) -> Recording:
             host=platform.node(),
         )
         recording = Recording(path, record, journal)
-        recording.say("unfinished")
+        recording.is_going_on()
     except OSError as error:
         raise UserError(f"the run folder {path} cannot be written ({error.strerror})") from error
     return recording

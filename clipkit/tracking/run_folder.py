@@ -6,11 +6,13 @@ status.json, which says whether it has come to its end and what it chose.
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.trainer.states import TrainerFn
 
 from clipkit.errors import UserError
 from clipkit.tracking import recording
@@ -62,18 +64,21 @@ class RunFolder(Callback):
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         sent = [logger for logger in trainer.loggers if isinstance(logger, MLflowLogger)]
         if self._recording is not None and stage == self._stage:
-            self._recording.say("unfinished")  # once more by the same trainer
+            self._recording.is_going_on()  # once more by the same trainer
         if self.path is not None or (stage != "fit" and not sent):
             return
-        self._stage = stage
+        self._stage = TrainerFn(stage).value
         made: str | UserError | None = None
         if trainer.is_global_zero:
             try:
                 _refuse_two(sent)
-                self._recording = self._record(stage)
+                self._recording = self._record()
                 made = str(self._recording.path)
+                self._recording.describe(tags=self._tags(trainer))
             except UserError as error:
                 made = error
+            except OSError as error:
+                made = UserError(f"the run folder cannot be written ({error.strerror})")
         # The error travels too: a rank left waiting for a name would hang.
         made = trainer.strategy.broadcast(made)
         if isinstance(made, UserError):
@@ -93,27 +98,30 @@ class RunFolder(Callback):
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         # An interrupted or failed fit does not come here.
         if self._recording is not None:
-            self._recording.say("finished", steps=trainer.global_step, chosen=chosen(trainer))
+            self._recording.end("finished", steps=trainer.global_step, chosen=chosen(trainer))
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if self._recording is not None and stage == self._stage != "fit":
-            self._recording.say("finished")
+            self._recording.end("finished")
 
     def on_exception(
         self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
     ) -> None:
         if self._recording is not None and trainer.state.fn == self._stage:
             stopped = isinstance(exception, KeyboardInterrupt | SystemExit)  # or a signal
-            self._recording.say("interrupted" if stopped else "failed")
+            self._recording.end("interrupted" if stopped else "failed")
 
-    def _record(self, stage: str) -> Recording:
-        if stage == "fit" and self.continued is not None:
+    def _record(self) -> Recording:
+        if self._stage == "fit" and self.continued is not None:
+            warnings.filterwarnings("ignore", message="Checkpoint directory .* is not empty")
             return recording.go_on(self.continued, self.config_yaml)
-        experiment = self.experiment if stage == "fit" else f"{self.experiment}-{stage}"
+        evaluated = "" if self._stage == "fit" else f"-{self._stage}"
+        experiment = self.experiment + evaluated
         return recording.begin(self.root, experiment, self.run_name, self.config_yaml)
 
-    def _tell_loggers(self, trainer: L.Trainer, run: Recording) -> None:
+    def _tags(self, trainer: L.Trainer) -> dict[str, str]:
         tags = {
+            **origin(),
             "clipkit.recipe": self.experiment,
             "clipkit.world_size": str(trainer.world_size),
             **{f"clipkit.{name}": value for name, value in versions().items()},
@@ -126,7 +134,9 @@ class RunFolder(Callback):
         fingerprint = getattr(trainer.datamodule, "fingerprint", None)  # type: ignore[attr-defined]
         if fingerprint is not None:
             tags["clipkit.data_fingerprint"] = fingerprint()
-        run.describe(tags={**origin(), **tags})
+        return tags
+
+    def _tell_loggers(self, trainer: L.Trainer, run: Recording) -> None:
         for logger in trainer.loggers:
             if isinstance(logger, Journal):
                 logger.open(run.journal)

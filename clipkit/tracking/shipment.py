@@ -7,102 +7,45 @@ from the journal and are the same again.
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clipkit.tracking.folder_runs import read_params
-from clipkit.tracking.journal_file import JOURNAL_FILE, Line, lines_after, points_after
+from clipkit.tracking.journal_file import JOURNAL_FILE, Line, lines_after
 from clipkit.tracking.locks import is_held
 from clipkit.tracking.mlflow_errors import MissingError, RefusedError, told_apart
-from clipkit.tracking.run_record import (
-    RECORD_FILE,
-    STATUS_FILE,
-    RunRecord,
-    read_record,
-    read_status,
-    write_json,
+from clipkit.tracking.run_record import RunRecord, read_record, read_status, write_json
+from clipkit.tracking.shipped import (
+    ENDS,
+    EVERYTHING,
+    SHIPPED_FILE,
+    WRITTEN_ONCE,
+    Shipped,
+    description_of,
+    files_of,
+    read_shipped,
 )
-from clipkit.tracking.tracking_uri import absolute, quieten, without_password
+from clipkit.tracking.tracking_uri import quieten
 
 if TYPE_CHECKING:
-    from mlflow.entities import Metric, Param, RunTag
+    from mlflow.entities import Metric, Param, Run, RunTag
     from mlflow.tracking import MlflowClient
 
-SHIPPED_FILE = "shipped.json"
 LOCK_FILE = ".shipping"
 MOST_METRICS = 1000  # MLflow's bounds on a batch
 MOST_PARAMS = 100
 LARGEST_FILE = 64 * 2**20  # bytes; what is larger stays in the folder
-WRITTEN_ONCE = ("config*.yaml", "pictures/*")
-EVERYTHING = (*WRITTEN_ONCE, "outcomes/*", "quarantine.jsonl")
-ENDS = {"finished": "FINISHED", "interrupted": "KILLED", "failed": "FAILED"}
 # MLflow's own four minutes of patience with a server are not for whoever is waited for.
 PATIENCE = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
-
-
-@dataclass
-class Shipped:
-    """What MLflow has of a run.
-
-    Args:
-        store: the address it was sent to; another has none of it.
-        run_id: MLflow's; None before the run was made there.
-        experiment_id: MLflow's.
-        offset: bytes of the journal that it has.
-        epoch: the step and epoch that it was told last.
-        has_non_finite: whether a value was no finite number.
-        described: which configuration and tags it has.
-        files: which version of each file it has.
-        status: which status it was told.
-    """
-
-    store: str
-    run_id: str | None = None
-    experiment_id: str | None = None
-    offset: int = 0
-    epoch: list[int] | None = None
-    has_non_finite: bool = False
-    described: str = ""
-    files: dict[str, str] = field(default_factory=dict)
-    status: str | None = None
-
-
-def read_shipped(folder: Path, uri: str) -> Shipped:
-    """Return what a store has of the run of a folder, as the folder knows it."""
-    store = without_password(absolute(uri))
-    try:
-        said = json.loads((folder / SHIPPED_FILE).read_text(encoding="utf-8"))
-        known = {one.name for one in fields(Shipped)}
-        shipped = Shipped(**{key: value for key, value in said.items() if key in known})
-    except (OSError, ValueError, TypeError, AttributeError):
-        return Shipped(store)  # all is sent again, and taken once
-    return shipped if shipped.store == store else Shipped(store)
-
-
-def left(folder: Path, shipped: Shipped) -> int:
-    """Return how many points of the journal a store has not."""
-    return points_after(folder / JOURNAL_FILE, shipped.offset)
-
-
-def is_complete(folder: Path, shipped: Shipped) -> bool:
-    """Return whether a store has the whole run, how it ended included."""
-    said = str(read_status(folder).get("status"))
-    return (
-        left(folder, shipped) == 0
-        and shipped.described == _description(folder)
-        and all(shipped.files.get(name) == version for name, version in _files(folder, EVERYTHING))
-        and shipped.status == ENDS.get(said, shipped.status)
-    )
 
 
 class Shipment:
@@ -182,10 +125,7 @@ class Shipment:
     def _find_or_make(self) -> None:
         experiment_id = self._experiment()
         # The answer to an earlier call may have been lost: the run may be there.
-        with told_apart():
-            found = self.client.search_runs(
-                [experiment_id], f"tags.`clipkit.id` = '{self.record.id}'", max_results=1
-            )
+        found = self._of_this_id(experiment_id)
         if found:
             run = found[0]
         else:
@@ -197,6 +137,18 @@ class Shipment:
                     run_name=self.record.run_name,
                 )
         self._note(run_id=run.info.run_id, experiment_id=experiment_id, status=str(run.info.status))
+
+    def _of_this_id(self, experiment_id: str | None) -> list[Run]:
+        with told_apart():
+            where = f"tags.`clipkit.id` = '{self.record.id}'"
+            return list(self.client.search_runs([str(experiment_id)], where))
+
+    def _delete_twins(self) -> None:
+        """Delete what a call has made whose answer was waited for no longer: a run of this id."""
+        for run in self._of_this_id(self.shipped.experiment_id):
+            if run.info.run_id != self.run_id:
+                with told_apart():
+                    self.client.delete_run(run.info.run_id)
 
     def _experiment(self) -> str:
         name, at = self.record.experiment, self.record.artifact_location
@@ -219,7 +171,7 @@ class Shipment:
 
     def _describe(self) -> None:
         """Send parameters and tags, where run.json or status.json has changed."""
-        version = _description(self.folder)
+        version = description_of(self.folder)
         if self.shipped.described == version:
             return
         from mlflow.entities import Param, RunTag
@@ -242,6 +194,7 @@ class Shipment:
             status = "KILLED"
         if status == self.shipped.status:
             return
+        self._delete_twins()
         ended = said.get("ended", (self.folder / JOURNAL_FILE).stat().st_mtime)
         with told_apart():
             self.client.set_terminated(self.run_id, status, _milliseconds(ended))
@@ -304,7 +257,7 @@ class Shipment:
     # --- Files -----------------------------------------------------------------------------------
 
     def _send_files(self, patterns: Sequence[str]) -> None:
-        for name, version in _files(self.folder, patterns):
+        for name, version in files_of(self.folder, patterns):
             if self.shipped.files.get(name) == version:
                 continue
             path = self.folder / name
@@ -312,19 +265,6 @@ class Shipment:
                 with told_apart():
                     self.client.log_artifact(self.run_id, str(path), os.path.dirname(name) or None)
             self._note(files={**self.shipped.files, name: version})
-
-
-def _files(folder: Path, patterns: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """Yield the files of a run that MLflow is to have, and which version of each is there."""
-    for pattern in patterns:
-        for path in sorted(folder.glob(pattern)):
-            if path.is_file():
-                yield str(path.relative_to(folder)), _version(path)
-
-
-def _description(folder: Path) -> str:
-    """Return which version of its names, tags and end a run folder has."""
-    return " ".join(_version(folder / name) for name in (RECORD_FILE, STATUS_FILE))
 
 
 def _metrics(line: Line, values: dict[str, float]) -> list[Metric]:
@@ -347,14 +287,6 @@ def _non_finite(line: Line) -> list[RunTag]:
 def _clean(name: str) -> str:
     # What MLflow's databases all take.
     return re.sub(r"[^\w/. -]+", "", name, flags=re.ASCII)
-
-
-def _version(path: Path) -> str:
-    try:
-        found = path.stat()
-    except FileNotFoundError:
-        return ""
-    return f"{found.st_size}-{found.st_mtime_ns}"
 
 
 def _milliseconds(seconds: float) -> int:

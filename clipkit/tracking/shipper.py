@@ -33,6 +33,7 @@ LONGEST_PAUSE = 60.0  # seconds between two attempts at a store that does not an
 AT_THE_END = 2.0  # the same, while the training waits
 _LOOK = 1.0  # seconds between two looks whether the training is still there
 _KILL_AFTER = 3.0  # seconds that an end may be late
+_SILENT = 3.0  # seconds that the person need not be told of
 _COMMAND = (
     "import sys; sys.path.append(sys.argv.pop(1)); "
     "from clipkit.tracking.shipper import main; main(*sys.argv[1:])"
@@ -99,22 +100,36 @@ class Shipper:
             process.stdin.write("end\n")
             process.stdin.close()
         try:
-            process.wait(self.wait_at_end + _KILL_AFTER)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+            self._wait(process)
+        except KeyboardInterrupt:
+            process.kill()  # whoever is impatient need not wait; the run itself is at its end
         self._clear()
 
+    def _wait(self, process: subprocess.Popen[str]) -> None:
+        if _ends_within(process, _SILENT):
+            return
+        log.info("sending MLflow what it has not yet, for %g s at the most", self.wait_at_end)
+        if not _ends_within(process, self.wait_at_end + _KILL_AFTER - _SILENT):
+            process.kill()
+
     def _clear(self) -> None:
-        if self._listener is not None:
-            self._listener.join()
-        if self._process is not None:
-            for pipe in (self._process.stdin, self._process.stdout):
-                if pipe is not None:
-                    with contextlib.suppress(OSError):
-                        pipe.close()
-            self._process.wait()
+        if self._process is None or self._listener is None:
+            return
+        self._process.wait()
+        self._listener.join()
+        for pipe in (self._process.stdin, self._process.stdout):
+            if pipe is not None:
+                with contextlib.suppress(OSError):
+                    pipe.close()
         self._process = self._listener = None
+
+
+def _ends_within(process: subprocess.Popen[str], seconds: float) -> bool:
+    try:
+        process.wait(max(0.0, seconds))
+    except subprocess.TimeoutExpired:
+        return False
+    return True
 
 
 def _repeat(lines: IO[str]) -> None:
@@ -128,7 +143,6 @@ def _repeat(lines: IO[str]) -> None:
 
 def main(folder: str, wait_at_end: str, training: str) -> None:
     """Send a run folder until the process that trains says that it ends, or is gone."""
-    os.nice(10)  # the processor is the training's
     tell = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever MLflow prints
 

@@ -96,7 +96,8 @@ def _sync(folder: Path, uri: str | None) -> str:
 def _send(folder: Path, given: str | None, record: RunRecord) -> str:
     from clipkit.tracking.left_running import end_those
     from clipkit.tracking.mlflow_errors import RefusedError, UnreachableError
-    from clipkit.tracking.shipment import Shipment, left
+    from clipkit.tracking.shipment import Shipment
+    from clipkit.tracking.shipped import left
     from clipkit.tracking.tracking_uri import (
         given_or_default,
         refuse_unreachable,

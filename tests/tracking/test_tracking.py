@@ -2,18 +2,12 @@
 
 import json
 import os
-import subprocess
-import sys
-import time
-import urllib.request
 from pathlib import Path
 
 import pytest
 import yaml
 
 from clipkit.tracking.config import flatten
-from clipkit.tracking.journal import Journal
-from clipkit.tracking.logger import MLflowLogger
 
 
 @pytest.fixture
@@ -117,49 +111,6 @@ def test_another_logger_beside(fit, workdir):
     assert "val/loss" in run.data.metrics
 
 
-def test_a_server(fit, tmp_path_factory, free_port):
-    store = tmp_path_factory.mktemp("server")
-    uri = f"http://127.0.0.1:{free_port}"
-    server = subprocess.Popen(
-        [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", f"sqlite:///{store}/db",
-         "--artifacts-destination", str(store), "--host", "127.0.0.1", "--port", str(free_port),
-         "--workers", "1"],
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
-    )  # fmt: skip
-    try:
-        wait_for(f"{uri}/health")
-        assert fit(f"--trainer.logger.tracking_uri={uri}") == 0
-        mlflow, run = only_run(uri)
-        assert run.info.status == "FINISHED"
-        assert {p for p in history(mlflow, run) if p[0] != "epoch"} == journal_points(
-            "runs/tiny/pictures"
-        )
-    finally:
-        server.terminate()
-        server.wait(30)
-
-
-@pytest.fixture
-def free_port():
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-def wait_for(url):
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline:
-        try:
-            with urllib.request.urlopen(url, timeout=1):
-                return
-        except OSError:
-            time.sleep(0.5)
-    raise TimeoutError(url)
-
-
 def test_flatten_names_classes_and_their_arguments():
     flat = flatten(
         {
@@ -176,27 +127,54 @@ def test_flatten_names_classes_and_their_arguments():
     }
 
 
-def test_the_journal_is_strict_json_and_waits_for_its_folder(tmp_path):
-    log = Journal()
-    log.log_metrics({"a/b": float("nan"), "epoch": 0}, step=3)
-    log.open(tmp_path)
-    log.log_metrics({"a/b": 1.0}, step=4)
-    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
-    first, second = (json.loads(line, parse_constant=pytest.fail) for line in lines)
-    assert (first["a/b"], first["epoch"], first["step"]) == ("nan", 0, 3)
-    assert second["a/b"] == 1.0
+def test_an_evaluation_with_a_logger_is_a_run_of_its_own(fit, command, workdir):
+    assert fit("--run_name=trained") == 0
+    last = "runs/tiny/trained/checkpoints/last.ckpt"
+    assert command("validate", "--ckpt_path", last) == 0
+    assert command("validate", "--ckpt_path", last, "--trainer.logger=MLflowLogger") == 0
+    assert sorted(path.name for path in Path("runs").iterdir()) == ["tiny", "tiny-validate"]
+    (folder,) = Path("runs/tiny-validate").iterdir()
+    mlflow, run = only_run(experiment="tiny-validate")
+    assert run.info.status == "FINISHED"
+    points = {point for point in history(mlflow, run) if point[0] != "epoch"}
+    assert points == journal_points(folder)
+    assert "val/loss" in {name for name, _, _ in points}
 
 
-def test_an_interrupted_run_that_cannot_be_closed_is_one_warning(workdir, caplog):
-    """Ctrl-C in the midst of a write leaves sqlite locked: here another connection holds it."""
-    import sqlite3
+def test_a_trainer_without_a_run_folder(workdir):
+    """Lightning's trainer by hand: the logger keeps a folder of its own."""
+    from lightning.pytorch import Trainer
+    from lightning.pytorch.demos.boring_classes import BoringModel
 
-    file = workdir / "mlflow.db"
-    logger = MLflowLogger(tracking_uri=f"sqlite:///{file}")
-    logger.begin(experiment="tiny", run_name="run", params={"a": "b"}, tags={})
-    logger.interrupted = True
-    with sqlite3.connect(file) as other:
-        other.execute("BEGIN EXCLUSIVE")
-        logger.finalize()
-        other.rollback()
-    assert "MLflow was not told that the run has ended" in caplog.text
+    from clipkit.tracking import MLflowLogger
+
+    class Model(BoringModel):
+        def training_step(self, batch, batch_idx):
+            loss = super().training_step(batch, batch_idx)["loss"]
+            self.log("train/loss", loss)
+            # What a user's code logs to MLflow alone is in the folder all the same.
+            self.logger.log_metrics({"own/number": 2.0 * batch_idx}, step=self.global_step)
+            return loss
+
+    model = Model()
+    model.save_hyperparameters({"width": 32, "inner": {"rate": 0.1}})
+    trainer = Trainer(
+        logger=MLflowLogger(experiment_name="by_hand", tags={"mine": "yes"}),
+        max_steps=3, log_every_n_steps=1, accelerator="cpu", limit_val_batches=0,
+        enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False,
+    )  # fmt: skip
+    trainer.fit(model)
+    mlflow, run = only_run(experiment="by_hand")
+    assert run.info.status == "FINISHED"
+    assert run.data.params == {"width": "32", "inner.rate": "0.1"}
+    assert run.data.tags["mine"] == "yes"
+    points = {point for point in history(mlflow, run) if point[0] != "epoch"}
+    assert points == journal_points("runs/by_hand/run")
+    assert ("own/number", 2, 4.0) in points
+    assert len([name for name, _, _ in points if name == "train/loss"]) == 3
+
+
+def test_two_places_at_once_are_refused(fit, workdir, capsys):
+    (workdir / "two.yaml").write_text("trainer:\n  logger: [MLflowLogger, MLflowLogger]\n")
+    assert fit("-c", "two.yaml") == 2
+    assert "clipkit sync RUN --tracking_uri URI copies" in capsys.readouterr().err.replace("`", "")
