@@ -45,7 +45,7 @@ from clipkit.data.prepared_pictures import (
     Shrunk,
     read_encoded,
 )
-from clipkit.data.sampling import EvaluationSampler, SampleKey, TrainSampler
+from clipkit.data.sampling import EvaluationSampler, Permutation, SampleKey, TrainSampler
 from clipkit.data.sizes import FULL_SIZE, SizeSchedule
 from clipkit.encoders.base import Interpolation, ResizeMode
 from clipkit.errors import UserError
@@ -203,11 +203,10 @@ class PairDataModule(L.LightningDataModule):
         pairs = self._ready_pairs(TRAIN)
         sampler = TrainSampler(
             pairs,
-            length=len(pairs),
+            order=Permutation(len(pairs), seed=self.seed),
             batch_size=self.batch_size,
             rank=self._rank,
             world_size=self._world_size,
-            seed=self.seed,
             start=self._start,
         )
         return self._loader(pairs, sampler)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -18,32 +19,57 @@ class SampleKey(NamedTuple):
     number: int
 
 
+class Order(ABC):
+    """Which pairs an epoch trains, in which order: a pure function of the epoch."""
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Pairs of an epoch; every epoch has as many."""
+
+    @abstractmethod
+    def numbers(self, epoch: int) -> np.ndarray:
+        """The numbers (N,) int64 of an epoch's pairs."""
+
+
+class Permutation(Order):
+    """Every pair once, in an order drawn from (seed, epoch)."""
+
+    def __init__(self, length: int, *, seed: int) -> None:
+        self._length = length
+        self._seed = seed
+
+    def __len__(self) -> int:
+        return self._length
+
+    def numbers(self, epoch: int) -> np.ndarray:
+        return np.random.default_rng((self._seed, epoch)).permutation(self._length)
+
+
 # Both derive from DistributedSampler so that Lightning, which replaces other samplers under DDP,
 # leaves them alone and still announces each epoch through set_epoch.
 
 
 class TrainSampler(DistributedSampler[SampleKey]):
-    """A fresh permutation each epoch, cut into global batches, each into one share a rank.
+    """The pairs of an epoch in their order, cut into global batches, each into one share a rank.
 
-    Global batch k of an epoch holds the same rows for any number of ranks; rows that do not fill a
-    last batch are left out of that epoch.
+    Global batch k of an epoch holds the same pairs for any number of ranks; pairs that do not fill
+    a last batch are left out of that epoch.
 
     Args:
         data: what is sampled.
-        length: pairs of it.
+        order: of the pairs of each epoch.
         batch_size: pairs of a global batch.
         rank: whose share is yielded.
         world_size: how many ranks share a batch.
-        seed: of the permutations.
         start: the position to go on from; its batches of its epoch are passed over.
     """
 
     def __init__(
-        self, data: Dataset[object], *, length: int, batch_size: int, rank: int, world_size: int,
-        seed: int, start: Position = BEGINNING,
+        self, data: Dataset[object], *, order: Order, batch_size: int, rank: int, world_size: int,
+        start: Position = BEGINNING,
     ) -> None:  # fmt: skip
-        super().__init__(data, num_replicas=world_size, rank=rank, seed=seed)
-        self.length = length
+        super().__init__(data, num_replicas=world_size, rank=rank)
+        self.order = order
         self.batch_size = batch_size
         self.start = start
         self.epoch = start.epoch
@@ -53,17 +79,17 @@ class TrainSampler(DistributedSampler[SampleKey]):
         self.epoch = max(epoch, self.start.epoch)
 
     def __len__(self) -> int:
-        return self.length // self.batch_size * (self.batch_size // self.num_replicas)
+        return len(self.order) // self.batch_size * (self.batch_size // self.num_replicas)
 
     def __iter__(self) -> Iterator[SampleKey]:
-        order = np.random.default_rng((self.seed, self.epoch)).permutation(self.length)
+        numbers = self.order.numbers(self.epoch)
         share = self.batch_size // self.num_replicas
         passed_over = self.start.batches if self.epoch == self.start.epoch else 0
         beginning = passed_over * self.batch_size
-        for start in range(beginning, self.length - self.batch_size + 1, self.batch_size):
+        for start in range(beginning, len(numbers) - self.batch_size + 1, self.batch_size):
             first = start + self.rank * share
-            for index in order[first : first + share]:
-                yield SampleKey(self.epoch, int(index))
+            for number in numbers[first : first + share].tolist():
+                yield SampleKey(self.epoch, number)
 
 
 class EvaluationSampler(DistributedSampler[SampleKey]):

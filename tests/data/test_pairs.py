@@ -13,7 +13,7 @@ from PIL import Image
 from clipkit.data import HuggingFacePairs, ShapesPairs
 from clipkit.data.drawing import captions as captions_of
 from clipkit.data.drawing import draw, sample
-from clipkit.data.sampling import EvaluationSampler, TrainSampler
+from clipkit.data.sampling import EvaluationSampler, Permutation, TrainSampler
 from clipkit.errors import UserError
 from clipkit.tokenizer import Tokenizer
 
@@ -165,9 +165,8 @@ def test_one_picture_is_augmented_anew_each_epoch(pictures, tokenizer):
 @pytest.mark.parametrize("world_size", [1, 2, 4])
 def test_ranks_share_the_same_global_batches(world_size):
     def keys(rank, size):
-        sampler = TrainSampler(
-            range(50), length=50, batch_size=8, rank=rank, world_size=size, seed=5
-        )
+        order = Permutation(50, seed=5)
+        sampler = TrainSampler(range(50), order=order, batch_size=8, rank=rank, world_size=size)
         sampler.set_epoch(3)
         return list(sampler), len(sampler)
 
