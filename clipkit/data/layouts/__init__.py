@@ -16,6 +16,8 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from hashlib import blake2b
 
+import pyarrow as pa
+
 from clipkit.data.layouts.assembly import Found
 from clipkit.data.layouts.folders import has_text_pairs, read_class_folders, read_text_pairs
 from clipkit.data.layouts.hub import declared_files, read_hub
@@ -145,6 +147,8 @@ def open_layout(
         raise request.error(str(error)) from error
     except OSError as error:
         raise request.error(f"cannot be read ({error})") from error
+    # Finding keys took several times what they take; workers would inherit it.
+    pa.default_memory_pool().release_unused()
     return Layout(
         path=path,
         name=found.name,
