@@ -322,6 +322,10 @@ class StoredRows(Rows):
         self._captions = captions
         self._keys = keys
         self._index = index
+        self._hashes: np.ndarray | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_hashes": None}
 
     def __len__(self) -> int:
         return len(self._source) if self._index is None else len(self._index)
@@ -341,6 +345,11 @@ class StoredRows(Rows):
 
     def key_blocks(self) -> Iterator[pa.Array]:
         return self._blocks(self._keys)
+
+    def key_hashes(self) -> np.ndarray:
+        if self._hashes is None:
+            self._hashes = super().key_hashes()
+        return self._hashes
 
     def caption_blocks(self) -> Iterator[pa.Array]:
         return self._blocks(self._captions)
@@ -385,8 +394,8 @@ class StoredRows(Rows):
         return [image for image in images if isinstance(image, str)]
 
     def _picture_digest(self, index: int) -> bytes:
-        picture = self.image(index)
         try:
+            picture = self.image(index)
             if isinstance(picture, str):
                 with open(picture, "rb") as stream:
                     picture = stream.read()

@@ -24,6 +24,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from clipkit.data.layouts.open_files import OpenFiles
+from clipkit.data.layouts.parquet_footer import list_chunks
 from clipkit.data.layouts.parquet_pages import DamagedPageError, Page, list_pages
 from clipkit.data.layouts.parquet_values import read_hybrid, value_starts
 from clipkit.data.layouts.recent import Recent
@@ -36,17 +37,9 @@ _PLACES, _UNPACKED, _ROW_GROUPS = 192 << 20, 64 << 20, 256 << 20  # bytes
 _FEW = 1 << 15  # bytes of a page that is unpacked sooner than its blocks are found
 _MOST_VALUES = 1 << 24  # of a page; such a one is left to pyarrow
 
-_PLAIN, _PLAIN_DICTIONARY, _RLE_DICTIONARY = 0, 2, 8
-_CODECS = {
-    "UNCOMPRESSED": None,
-    "SNAPPY": "snappy",
-    "GZIP": "gzip",
-    "BROTLI": "brotli",
-    "ZSTD": "zstd",
-    # The older of two formats of this name does not unpack as the newer one, and is then unknown.
-    "LZ4": "lz4_raw",
-}
-_KNOWN_ENCODINGS = {"PLAIN", "PLAIN_DICTIONARY", "RLE_DICTIONARY", "RLE", "BIT_PACKED"}
+_PLAIN, _PLAIN_DICTIONARY, _RLE, _BIT_PACKED, _RLE_DICTIONARY = 0, 2, 3, 4, 8
+_KNOWN_ENCODINGS = {_PLAIN, _PLAIN_DICTIONARY, _RLE, _BIT_PACKED, _RLE_DICTIONARY}
+_CODECS = {0: None, 1: "snappy", 2: "gzip", 4: "brotli", 6: "zstd", 7: "lz4_raw"}
 
 
 class BinaryColumn:
@@ -65,8 +58,11 @@ class BinaryColumn:
         self._files = OpenFiles(files)
         self._column = column
         self._groups: list[_RowGroup] = []
-        for number, file in enumerate(self._files.paths):
-            self._groups += _row_groups(file, number, column, self._files.size(number))
+        for number in range(len(self._files.paths)):
+            try:
+                self._groups += _row_groups(self._files, number, column)
+            except DamagedPageError as error:
+                raise DamagedPageError(f"{self._files.paths[number]!r}: {error}") from error
         self._first_rows = np.cumsum([0, *(group.num_rows for group in self._groups)])
         reasons = dict.fromkeys(group.unknown for group in self._groups if group.unknown)
         self._said_slow = False
@@ -450,7 +446,8 @@ class _Places(NamedTuple):
         return self.strings.num_bytes + (0 if self.place is None else int(self.place.nbytes))
 
 
-def _row_groups(file: str, number: int, column: str, size: int) -> Iterator[_RowGroup]:
+def _row_groups(files: OpenFiles, number: int, column: str) -> Iterator[_RowGroup]:
+    file = files.paths[number]
     with pq.ParquetFile(file) as opened:
         metadata = opened.metadata
         paths = [metadata.schema.column(at).path for at in range(metadata.num_columns)]
@@ -460,35 +457,31 @@ def _row_groups(file: str, number: int, column: str, size: int) -> Iterator[_Row
     described = metadata.schema.column(place)
     if described.physical_type != "BYTE_ARRAY":
         raise DamagedPageError(f"column {column!r} holds no byte strings")
-    for ordinal in range(metadata.num_row_groups):
-        group = metadata.row_group(ordinal)
-        chunk = group.column(place)
-        statistics = chunk.statistics if chunk.is_stats_set else None
-        num_nulls = statistics.null_count if statistics and statistics.has_null_count else None
-        if described.max_definition_level == 0:
-            num_nulls = 0
-        starts = [chunk.data_page_offset]
-        if chunk.has_dictionary_page:
-            starts.append(chunk.dictionary_page_offset)
-        unknown = sorted(set(chunk.encodings) - _KNOWN_ENCODINGS)
-        if chunk.compression not in _CODECS:
-            unknown.append(f"compression {chunk.compression}")
-        if described.max_repetition_level or chunk.num_values != group.num_rows:
-            unknown.append("pictures in lists")
-        if chunk.file_path:
-            unknown.append("columns in other files")
+    if described.max_repetition_level:
+        raise DamagedPageError(f"column {column!r} holds lists")
+    deepest = described.max_definition_level
+    size = files.size(number)
+    chunks = list_chunks(lambda start, length: files.read(number, start, length), size, column)
+    for ordinal, chunk in enumerate(chunks):
+        unknown = [f"encoding {kind}" for kind in sorted(set(chunk.encodings) - _KNOWN_ENCODINGS)]
+        if chunk.codec not in _CODECS:
+            unknown.append(f"compression {chunk.codec}")
+        if chunk.is_elsewhere:
+            unknown.append("columns in other files or encrypted")
         yield _RowGroup(
             file=file,
             file_number=number,
             ordinal=ordinal,
-            num_rows=group.num_rows,
-            num_nulls=num_nulls,
-            start=max(min(starts), 0),
+            num_rows=chunk.num_rows,
+            num_nulls=0 if deepest == 0 else chunk.num_nulls,
+            start=chunk.start,
             end=size,
-            deepest=described.max_definition_level,
-            codec=_CODECS.get(chunk.compression),
+            deepest=deepest,
+            codec=_CODECS.get(chunk.codec),
             unknown=", ".join(unknown) or None,
         )
+        if chunk.num_values != chunk.num_rows:
+            raise DamagedPageError("it has another number of values than of rows")
 
 
 @contextmanager
@@ -529,8 +522,6 @@ def _unpack(codec: str, packed: memoryview, size: int) -> pa.Buffer:
     try:
         return pa.Codec(codec).decompress(packed, size) if size else pa.py_buffer(b"")
     except OSError as error:
-        if codec == "lz4_raw":
-            raise _UnknownError("an older form of lz4") from error
         raise DamagedPageError(str(error)) from error
 
 

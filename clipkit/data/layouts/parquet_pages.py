@@ -6,9 +6,10 @@ https://github.com/apache/parquet-format
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Callable
 from typing import Any, NamedTuple
+
+from clipkit.data.layouts.thrift import CutOffError, NoThriftError, number_of, read_struct
 
 # Kinds of pages.
 _DATA, _DICTIONARY, _DATA_V2 = 0, 2, 3
@@ -107,8 +108,10 @@ def _header_at(
     while start < end:
         encoded = read(start, min(length, end - start))
         try:
-            header, size = _read_struct(encoded, 0)
-        except (IndexError, struct.error):
+            header, size = read_struct(encoded)
+        except NoThriftError:
+            break
+        except CutOffError:
             if length >= min(end - start, _LONGEST_HEADER):
                 break
             length *= 8
@@ -118,81 +121,7 @@ def _header_at(
 
 
 def _number(fields: dict[int, Any], field: int) -> int:
-    value = fields.get(field)
-    # bool is an int to Python, but not to the format.
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise DamagedPageError("a page's header lacks a number")
-    return value
-
-
-# --- Thrift's compact protocol -------------------------------------------------------------------
-
-_TRUE, _FALSE, _BYTE, _DOUBLE, _BINARY, _LIST, _SET, _STRUCT = 1, 2, 3, 7, 8, 9, 10, 12
-_INTEGERS = (4, 5, 6)
-_DEEPEST = 8
-
-
-def _read_struct(encoded: bytes, at: int, depth: int = 0) -> tuple[dict[int, Any], int]:
-    """The fields of a struct by their numbers, and where it ends.
-
-    Raises:
-        IndexError: it goes on behind the end.
-        DamagedPageError: no struct is written so.
-    """
-    fields: dict[int, Any] = {}
-    field = 0
-    while (lead := encoded[at]) != 0:
-        at += 1
-        if lead >> 4:
-            field += lead >> 4
-        else:
-            field, at = _zigzag(encoded, at)
-        kind = lead & 15
-        if kind in (_TRUE, _FALSE):
-            fields[field] = kind == _TRUE
-        else:
-            fields[field], at = _read_value(encoded, at, kind, depth)
-    return fields, at + 1
-
-
-def _read_value(encoded: bytes, at: int, kind: int, depth: int) -> tuple[Any, int]:
-    if depth > _DEEPEST:
-        raise DamagedPageError("a page's header is nested too deeply")
-    if kind in _INTEGERS:
-        return _zigzag(encoded, at)
-    if kind == _BYTE or kind in (_TRUE, _FALSE):
-        return encoded[at], at + 1
-    if kind == _DOUBLE:
-        return struct.unpack_from("<d", encoded, at)[0], at + 8
-    if kind == _BINARY:
-        length, at = _varint(encoded, at)
-        if at + length > len(encoded):
-            raise IndexError
-        return None, at + length  # nothing that is needed is a text
-    if kind == _STRUCT:
-        return _read_struct(encoded, at, depth + 1)
-    if kind in (_LIST, _SET):
-        lead = encoded[at]
-        length, at = (lead >> 4, at + 1) if lead >> 4 < 15 else _varint(encoded, at + 1)
-        for _ in range(length):
-            _, at = _read_value(encoded, at, lead & 15, depth + 1)
-        return None, at
-    raise DamagedPageError("a page's header holds what no header does")
-
-
-def _varint(encoded: bytes, at: int) -> tuple[int, int]:
-    value = shift = 0
-    while True:
-        byte = encoded[at]
-        at += 1
-        value |= (byte & 127) << shift
-        if byte < 128:
-            return value, at
-        shift += 7
-        if shift > 63:
-            raise DamagedPageError("a page's header holds no number where one belongs")
-
-
-def _zigzag(encoded: bytes, at: int) -> tuple[int, int]:
-    value, at = _varint(encoded, at)
-    return (value >> 1) ^ -(value & 1), at
+    try:
+        return number_of(fields, field)
+    except NoThriftError as error:
+        raise DamagedPageError("a page's header lacks a number") from error

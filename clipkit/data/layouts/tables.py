@@ -26,6 +26,9 @@ from clipkit.data.layouts.request import FileError, PictureFolder, Request
 from clipkit.data.progress import progress
 from clipkit.data.rows import Source, file_size, file_stamp
 
+# pyarrow raises whatever its parts do, among them errors of Unicode, which are of values.
+_UNREADABLE = (pa.ArrowException, OSError, ValueError)
+
 TABLE_SUFFIXES = frozenset({".parquet", ".arrow", ".feather"})
 
 
@@ -189,8 +192,8 @@ def _pictures(files: Sequence[str], image_column: str, kind: pa.DataType) -> Col
             files, f"{image_column}.bytes" if pa.types.is_struct(kind) else image_column
         )
     except DamagedPageError as error:
-        raise FileError(f"{error}") from error
-    except pa.ArrowException as error:
+        raise FileError(f"cannot be read as parquet: {error}") from error
+    except _UNREADABLE as error:
         raise _unreadable(files[0], error) from error
 
 
@@ -248,10 +251,11 @@ def read_schema(file: str) -> pa.Schema:
         UserError: the file cannot be read.
     """
     try:
-        if suffix(file) == ".parquet":
-            return pq.read_schema(file)
-        return _map(file).schema
-    except (pa.ArrowException, OSError) as error:
+        schema = pq.read_schema(file) if suffix(file) == ".parquet" else _map(file).schema
+        for field in schema:
+            _ = [part.name for part in field.flatten()]  # raises where a name is no text
+        return schema
+    except _UNREADABLE as error:
         raise _unreadable(file, error) from error
 
 
@@ -274,9 +278,12 @@ def read_column(files: Sequence[str], name: str, field: str | None = None) -> pa
                     columns = [batch.column(0) for batch in batches]
             else:
                 columns = _map(file).column(name).chunks
+            for column in columns:
+                # What is mapped may point anywhere, and text be no text.
+                column.validate(full=True)
             if field is not None:
                 columns = [_field(column, field) for column in columns]
-        except (pa.ArrowException, OSError) as error:
+        except _UNREADABLE as error:
             raise _unreadable(file, error) from error
         kind = (chunks or columns)[0].type if columns else None
         try:
