@@ -83,7 +83,8 @@ class TableSource(Source):
 
     def images(self) -> Iterator[bytes | str]:
         for position, content in enumerate(self._pictures):
-            yield content or self._beside(position)
+            path = None if content else self._path(position)
+            yield self._folder.file(path) if path else content or b""
 
     def without_image(self) -> np.ndarray:
         sizes = (self._size_beside(position) for position in self._empty.tolist())

@@ -20,7 +20,7 @@ def members(file: str) -> Iterator[tuple[str, int, int]]:
         UserError: it is no tar, is compressed, cut off or damaged.
     """
     try:
-        with open(file, "rb") as stream, tarfile.open(file, "r:") as archive:
+        with open(file, "rb", buffering=0) as stream, tarfile.open(file, "r:") as archive:
             size_of_all = os.fstat(stream.fileno()).st_size
             # Opening has read the first header already.
             first = archive.next()
