@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from clipkit.data.layouts import parquet_column
 from clipkit.data.layouts.parquet_column import BinaryColumn
 from clipkit.data.layouts.parquet_pages import DamagedPageError
 from clipkit.data.layouts.recent import Recent
@@ -123,6 +124,21 @@ def test_what_only_pyarrow_reads_is_said_once(
     (said,) = [record.getMessage() for record in caplog.records]
     assert "a.parquet is read by whole row groups" in said
     assert "encoding 6" in said
+
+
+def test_large_packed_pages_are_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parquet_column, "_LARGE_PAGE", 100_000)
+    values = [np.random.default_rng(row).bytes(5000) for row in range(100)]
+    for codec, lines in {"zstd": 1, "snappy": 0}.items():
+        caplog.clear()
+        pq.write_table(column_of(list(values), "plain"), tmp_path / "a.parquet", compression=codec)
+        with caplog.at_level(logging.INFO):
+            check(BinaryColumn([str(tmp_path / "a.parquet")], "image"), list(values))
+        said = [record.getMessage() for record in caplog.records]
+        assert len(said) == lines
+        assert all("a page with zstd, which are unpacked for every row" in line for line in said)
 
 
 def test_files_written_by_datasets(tmp_path: Path) -> None:

@@ -63,6 +63,10 @@ def assemble(
                 f" columns are: {', '.join(source.columns) or 'none'}"
             )
         captions = read_captions(request, source, chosen)
+        if len(captions) != len(source):
+            raise request.error(
+                f"split {split!r} is damaged: {len(source):,} pictures, {len(captions):,} captions"
+            )
         faults = {"without a picture": source.without_image()}
         # An evaluation needs no captions of classes, which numbers without names cannot make.
         if chosen and (request.captions_required or not templated):

@@ -35,6 +35,7 @@ log = logging.getLogger(__name__)
 
 _PLACES, _UNPACKED, _ROW_GROUPS = 192 << 20, 64 << 20, 256 << 20  # bytes
 _FEW = 1 << 15  # bytes of a page that is unpacked sooner than its blocks are found
+_LARGE_PAGE = 8 << 20  # bytes of a page whose unpacking takes longer than decoding a picture
 _MOST_VALUES = 1 << 24  # of a page; such a one is left to pyarrow
 
 _PLAIN, _PLAIN_DICTIONARY, _RLE, _BIT_PACKED, _RLE_DICTIONARY = 0, 2, 3, 4, 8
@@ -64,11 +65,9 @@ class BinaryColumn:
             except DamagedPageError as error:
                 raise DamagedPageError(f"{self._files.paths[number]!r}: {error}") from error
         self._first_rows = np.cumsum([0, *(group.num_rows for group in self._groups)])
-        reasons = dict.fromkeys(group.unknown for group in self._groups if group.unknown)
         self._said_slow = False
-        if reasons:
-            self._say_slow(self._groups[0].file, ", ".join(reasons))
         self._forget()
+        self._say_what_is_slow()
 
     def __len__(self) -> int:
         return int(self._first_rows[-1])
@@ -231,7 +230,7 @@ class BinaryColumn:
     def _whole_group(self, number: int, row: int) -> pa.ChunkedArray:
         try:
             return self._whole_groups.get(number, lambda: self._read_group(number))
-        except pa.ArrowException as error:
+        except (pa.ArrowException, OSError, ValueError) as error:
             raise self._damaged(number, row, error) from error
 
     def _read_group(self, number: int) -> pa.ChunkedArray:
@@ -255,6 +254,26 @@ class BinaryColumn:
         group = self._groups[number]
         group.unknown = reason
         self._say_slow(group.file, reason)
+
+    def _say_what_is_slow(self) -> None:
+        for group in self._groups:
+            if group.unknown:
+                self._say_slow(group.file, group.unknown)
+        large = [number for number, group in enumerate(self._groups) if group.num_rows]
+        if not large or self._groups[large[0]].codec in (None, "snappy"):
+            return
+        group = self._groups[large[0]]
+        try:
+            pages = self._pages.get(large[0], lambda: self._list_pages(large[0])).pages
+        except DamagedPageError:
+            return  # to be said by who asks for its rows
+        size = max((page.full_size for page in pages), default=0)
+        if size > _LARGE_PAGE:
+            log.info(
+                "data: %s packs up to %d MB a page with %s, which are unpacked for every row that"
+                " is read at random; with snappy or without compression, rows are read one by one",
+                group.file, size >> 20, group.codec,
+            )  # fmt: skip
 
     def _say_slow(self, file: str, reason: str) -> None:
         if not self._said_slow:

@@ -60,8 +60,8 @@ def _chunk(group: dict[int, Any], column: str) -> Chunk:
     starts = [number_of(described, field) for field in (9, 11) if described.get(field) is not None]
     nulls = described.get(12, {}).get(3)
     num_rows, num_values = number_of(group, 3), number_of(described, 5)
-    if min(num_rows, num_values, *starts) < 0:
-        raise NoThriftError("a number is negative")
+    if min(num_rows, num_values, *starts) < 0 or num_rows >= 1 << 31:
+        raise NoThriftError("a number is out of all bounds")
     return Chunk(
         num_rows=num_rows,
         num_values=num_values,

@@ -22,8 +22,10 @@ def value_starts(content: memoryview, num_values: int) -> np.ndarray:
     Raises:
         DamagedPageError: the strings do not fill the content.
     """
-    starts = np.empty(num_values + 1, np.uint32)
     length_at, last = _LENGTH.unpack_from, len(content)
+    if num_values * _LENGTH.size > last:
+        raise DamagedPageError("it is shorter than the lengths of its values")
+    starts = np.empty(num_values + 1, np.uint32)
     at = 0
     try:
         for number in range(num_values):
