@@ -264,10 +264,10 @@ class BinaryColumn:
             return
         group = self._groups[large[0]]
         try:
-            pages = self._pages.get(large[0], lambda: self._list_pages(large[0])).pages
+            pages = self._pages.get(large[0], lambda: self._list_pages(large[0]))
         except DamagedPageError:
             return  # to be said by who asks for its rows
-        size = max((page.full_size for page in pages), default=0)
+        size = max(page.full_size for page in [*pages.pages, pages.dictionary] if page is not None)
         if size > _LARGE_PAGE:
             log.info(
                 "data: %s packs up to %d MB a page with %s, which are unpacked for every row that"
