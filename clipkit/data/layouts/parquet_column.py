@@ -35,6 +35,7 @@ log = logging.getLogger(__name__)
 
 _PLACES, _UNPACKED, _ROW_GROUPS = 192 << 20, 64 << 20, 256 << 20  # bytes
 _FEW = 1 << 15  # bytes of a page that is unpacked sooner than its blocks are found
+_HARDLY_PACKED = 0.9  # share of its size that a page of pictures has left
 _LARGE_PAGE = 8 << 20  # bytes of a page whose unpacking takes longer than decoding a picture
 _MOST_VALUES = 1 << 24  # of a page; such a one is left to pyarrow
 
@@ -73,7 +74,7 @@ class BinaryColumn:
         return int(self._first_rows[-1])
 
     def __getstate__(self) -> dict[str, Any]:
-        memory = ("_pages", "_places", "_unpacked", "_whole_groups")
+        memory = ("_pages", "_places", "_unpacked", "_fresh", "_whole_groups")
         return {name: value for name, value in self.__dict__.items() if name not in memory}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -214,10 +215,13 @@ class BinaryColumn:
         size = page.full_size - levels_size
         part = memoryview(packed)[levels_size:]
         content = _unpack(group.codec, part, size)
-        blocks = find_blocks(part, size) if group.codec == "snappy" and size > _FEW else None
         body: _Body
-        if blocks is not None:
-            body = _Blocks(self._files, group.file_number, start, blocks, size, levels_size)
+        if group.codec == "snappy" and size > _FEW:
+            body = _Snappy(self._files, group.file_number, start, size, levels_size, self._fresh)
+            body.whole = _Packed(self._unpacked, self._files, group, page)
+            self._fresh[:] = [(body, content)]
+            if page.size > _HARDLY_PACKED * page.full_size:
+                body.find(part)
         else:
             body = _Packed(self._unpacked, self._files, group, page)
             self._unpacked.get((group.file_number, page.start), lambda: content)
@@ -296,6 +300,7 @@ class BinaryColumn:
                 for which, page in enumerate(pages.pages):
                     sizes.append(self._read_places(number, which).sizes(page.num_values))
                     row += page.num_values
+                self._fresh.clear()
                 return np.concatenate([np.zeros(0, np.int64), *sizes])
             except _UnknownError as error:
                 self._give_up(number, str(error))
@@ -320,6 +325,7 @@ class BinaryColumn:
         self._pages: Recent[_Pages] = Recent(_PLACES // 4, _Pages.num_bytes)
         self._places: Recent[_Places] = Recent(_PLACES // 4 * 3, _Places.num_bytes)
         self._unpacked: Recent[pa.Buffer] = Recent(_UNPACKED, len)
+        self._fresh: list[tuple[_Snappy, pa.Buffer]] = []
         self._whole_groups: Recent[pa.ChunkedArray] = Recent(
             _ROW_GROUPS, lambda group: int(group.nbytes)
         )
@@ -375,17 +381,39 @@ class _Stored(_Body):
         return self._files.read(self._file, self._start + start, end - start)
 
 
-class _Blocks(_Body):
-    """Content packed by snappy in blocks that can be unpacked alone."""
+class _Snappy(_Body):
+    """Content packed by snappy, mostly in blocks that can be unpacked alone.
+
+    To look for the blocks in what compresses well takes longer than to unpack it, and where a
+    training begins many pages are read for one row each; so it waits for a second one.
+    """
+
+    whole: _Packed
 
     def __init__(
-        self, files: OpenFiles, file: int, start: int, blocks: np.ndarray, size: int, levels: int
+        self, files: OpenFiles, file: int, start: int, size: int, levels: int, fresh: list[Any]
     ) -> None:
         self._files, self._file, self._start = files, file, start
-        self._blocks, self._size, self._levels = blocks, size, levels
-        self.num_bytes = 300 + blocks.nbytes
+        self._size, self._levels = size, levels
+        self._fresh = fresh  # the content unpacked last, and whose it is
+        self._blocks: np.ndarray | None = None
+        self._searched = False
+        self.num_bytes = 300 + size // BLOCK * 4
+
+    def find(self, packed: memoryview) -> None:
+        """Look where the blocks begin."""
+        self._searched = True
+        self._blocks = find_blocks(packed, self._size)
 
     def read(self, start: int, end: int) -> bytes:
+        if self._fresh and self._fresh[0][0] is self:
+            _, content = self._fresh.pop()
+            return bytes(content[start - self._levels : end - self._levels])
+        if not self._searched:
+            length = self.whole.packed_size
+            self.find(memoryview(self._files.read(self._file, self._start, length)))
+        if self._blocks is None:
+            return self.whole.read(start, end)
         start, end = start - self._levels, end - self._levels
         first, last = start // BLOCK, -(-end // BLOCK)
         place, stop = int(self._blocks[first]), int(self._blocks[last])
@@ -402,6 +430,7 @@ class _Packed(_Body):
         self, unpacked: Recent[pa.Buffer], files: OpenFiles, group: _RowGroup, page: Page
     ) -> None:
         self._unpacked, self._files, self._group, self._page = unpacked, files, group, page
+        self.packed_size = page.size - (page.levels_size or 0)
 
     def read(self, start: int, end: int) -> bytes:
         file, page = self._group.file_number, self._page
