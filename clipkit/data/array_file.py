@@ -86,6 +86,10 @@ class ArrayFile:
             self._arrays = {name: array for name, (array, _) in self._contents().items()}
         return self._arrays[name]
 
+    def names(self) -> list[str]:
+        """The arrays there are, as they were written."""
+        return list(self._contents())
+
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_arrays": None}
 
@@ -122,6 +126,15 @@ class ArrayFile:
             array = mapped[entry["start"] : entry["start"] + entry["bytes"]]
             contents[name] = (array.view(entry["dtype"]), entry["crc"])
         return contents
+
+
+def cache_folder(folder: str | None) -> Path:
+    """The folder of caches as the user wrote it, or the one of the system."""
+    if folder is not None:
+        return Path(os.path.expanduser(folder))
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    # A relative one is to be ignored, says the XDG specification.
+    return Path(base if os.path.isabs(base) else os.path.expanduser("~/.cache")) / "clipkit"
 
 
 def open_or_build(

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from clipkit.data.array_file import cache_folder
 from clipkit.data.cached_tokens import CachedTokens, cached_tokens
 from clipkit.data.prepared_pictures import Prepare, PreparedPictures, kept_pictures
 from clipkit.errors import UserError
@@ -63,8 +63,4 @@ class Caches:
         )
 
     def _folder(self) -> Path:
-        if self.folder is not None:
-            return Path(os.path.expanduser(self.folder))
-        base = os.environ.get("XDG_CACHE_HOME", "")
-        # A relative one is to be ignored, says the XDG specification.
-        return Path(base if os.path.isabs(base) else os.path.expanduser("~/.cache")) / "clipkit"
+        return cache_folder(self.folder)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from clipkit.data.images import Augmentation
 from clipkit.data.pairs import TRAIN, VALIDATION, CaptionPolicy, PairDataModule
 from clipkit.errors import UserError
@@ -101,7 +103,7 @@ class HuggingFacePairs(PairDataModule):
         self.caption_template = caption_template
         self.train_split = train_split
         self._layouts: dict[tuple[str | None, str | None], Layout] = {}
-        self._held_out_keys: frozenset[str] | None = None
+        self._held_out_hashes: np.ndarray | None = None
 
     def load(self, split: str) -> Rows:
         return self.evaluation_rows(split)
@@ -124,20 +126,19 @@ class HuggingFacePairs(PairDataModule):
             )
         if VALIDATION in layout.splits or split not in (self.train_split, VALIDATION):
             return layout.split(split)
-        held_out = self._held_out()
         rows = layout.split(self.train_split)
-        sides = [(key in held_out) == (split == VALIDATION) for key in rows.keys()]  # noqa: SIM118
-        return rows.select([row for row, kept in enumerate(sides) if kept])
+        held_out = np.isin(rows.key_hashes(), self._held_out())
+        return rows.select(np.flatnonzero(held_out == (split == VALIDATION)))
 
-    def _held_out(self) -> frozenset[str]:
-        """Return the keys of the pictures kept from training, whichever columns are read."""
-        if self._held_out_keys is None:
+    def _held_out(self) -> np.ndarray:
+        """Return the hashes of the pictures kept from training, whichever columns are read."""
+        if self._held_out_hashes is None:
             from clipkit.data.rows import hold_out
 
             layout = self._layout(self.image_column, self.caption_column)
             _, validation = hold_out(layout.split(self.train_split))
-            self._held_out_keys = frozenset(validation.keys())
-        return self._held_out_keys
+            self._held_out_hashes = np.unique(validation.key_hashes())
+        return self._held_out_hashes
 
     def describe(self) -> str:
         layout = self._layout(self.image_column, self.caption_column)

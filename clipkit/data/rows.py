@@ -15,11 +15,16 @@ from typing import Any, NamedTuple, overload
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from PIL import Image
 
+from clipkit.data.progress import progress
 from clipkit.errors import UserError, named
 
 Picture = bytes | str | Image.Image
+
+BLOCK = 1 << 16  # rows that are looked at together where all are
+_SAMPLED = 32  # pictures that a digest reads
 
 
 class Row(NamedTuple):
@@ -51,8 +56,19 @@ class Source(ABC):
         """The picture as it is kept: encoded bytes, or the path of its file."""
 
     @abstractmethod
-    def image_sizes(self) -> np.ndarray:
-        """Bytes of each encoded picture (N,) int64, -1 where there is none; nothing is decoded."""
+    def image_sizes(self, positions: np.ndarray) -> np.ndarray:
+        """Bytes of the encoded pictures of rows (K,) int64, -1 where there is none.
+
+        Nothing is decoded, but where sizes do not stand beside the pictures, these are read.
+        """
+
+    def without_image(self) -> np.ndarray:
+        """Positions (K,) of the rows that have no picture; as few pictures are read as may be."""
+        return np.flatnonzero(self.image_sizes(np.arange(len(self))) <= 0)
+
+    def images(self) -> Iterator[Picture]:
+        """All pictures, in order."""
+        return (self.image(position) for position in range(len(self)))
 
     @abstractmethod
     def column(self, name: str) -> pa.ChunkedArray:
@@ -106,11 +122,13 @@ class FileSource(Source):
     def image(self, position: int) -> str:
         return os.path.join(self._root, self._path(position))
 
-    def image_sizes(self) -> np.ndarray:
+    def image_sizes(self, positions: np.ndarray) -> np.ndarray:
         if self._sizes is None:
-            sizes = (file_size(self.image(position)) for position in range(len(self)))
+            rows = progress(range(len(self)), "looking for pictures", len(self), "picture")
+            sizes = (file_size(self.image(position)) for position in rows)
             self._sizes = np.fromiter(sizes, np.int64, len(self))
-        return self._sizes
+        chosen: np.ndarray = self._sizes[positions]
+        return chosen
 
     def stamp(self) -> bytes:
         digest = blake2b(digest_size=16)
@@ -190,6 +208,28 @@ class Rows(Sequence[Row], ABC):
         """The key of every row."""
         return [self.key(index) for index in range(len(self))]
 
+    def key_blocks(self) -> Iterator[pa.Array]:
+        """The keys of every row, so many at a time that memory stays small."""
+        for start in range(0, len(self), BLOCK):
+            rows = range(start, min(start + BLOCK, len(self)))
+            yield pa.array([self.key(row) for row in rows], pa.string())
+
+    def caption_blocks(self) -> Iterator[pa.Array]:
+        """The captions of every row, strings or lists of strings, as many at a time as the keys."""
+        for start in range(0, len(self), BLOCK):
+            rows = range(start, min(start + BLOCK, len(self)))
+            yield pa.array([self.captions(row) for row in rows], pa.list_(pa.string()))
+
+    def key_hashes(self) -> np.ndarray:
+        """A hash of the key of every row (N,) uint64, which has no memory of layout or order."""
+        hashes = np.empty(len(self), np.uint64)
+        start = 0
+        for block in self.key_blocks():
+            digests = b"".join(map(_hash, block.to_pylist()))
+            hashes[start : start + len(block)] = np.frombuffer(digests, ">u8")
+            start += len(block)
+        return hashes
+
     def all_captions(self) -> Iterator[list[str]]:
         """The captions of every row, without a picture being read."""
         return (self.captions(index) for index in range(len(self)))
@@ -226,15 +266,24 @@ class Rows(Sequence[Row], ABC):
         return Labels(np.array(numbers, np.int64), names, are_words)
 
     def digest(self) -> str:
-        """Hex digest of keys, captions and, where known, picture sizes: equal for equal rows."""
-        return self._digest()
+        """Hex digest of all keys and captions, and of some pictures: equal for equal rows.
 
-    def _digest(self, further: bytes = b"") -> str:
+        Pictures are taken evenly from the rows, the same whatever the layout: to look at all would
+        be to read the data set before the first step.
+        """
         digest = blake2b(digest_size=16)
-        for key, captions in zip(self.keys(), self.all_captions(), strict=True):
-            digest.update(repr((key, captions)).encode("utf-8", "surrogateescape"))
-        digest.update(further)
+        for keys, captions in zip(self.key_blocks(), self.caption_blocks(), strict=True):
+            _digest_strings(digest, keys)
+            counts, texts = trimmed(captions)
+            digest.update(counts.astype("<i4").tobytes())
+            _digest_strings(digest, texts)
+        for row in np.linspace(0, len(self) - 1, min(len(self), _SAMPLED)).astype(int).tolist():
+            digest.update(self._picture_digest(row))
         return digest.hexdigest()
+
+    def _picture_digest(self, index: int) -> bytes:
+        """A digest of a stored picture's content; of a drawn one its key says all."""
+        return b""
 
     def pictures_digest(self) -> str | None:
         """Hex digest that changes with the pictures; None where they are made, not read."""
@@ -273,6 +322,10 @@ class StoredRows(Rows):
         self._captions = captions
         self._keys = keys
         self._index = index
+        self._hashes: np.ndarray | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_hashes": None}
 
     def __len__(self) -> int:
         return len(self._source) if self._index is None else len(self._index)
@@ -290,8 +343,20 @@ class StoredRows(Rows):
         keys: list[str] = self._taken(self._keys).to_pylist()
         return keys
 
+    def key_blocks(self) -> Iterator[pa.Array]:
+        return self._blocks(self._keys)
+
+    def key_hashes(self) -> np.ndarray:
+        if self._hashes is None:
+            self._hashes = super().key_hashes()
+        return self._hashes
+
+    def caption_blocks(self) -> Iterator[pa.Array]:
+        return self._blocks(self._captions)
+
     def all_captions(self) -> Iterator[list[str]]:
-        return (caption_list(value) for value in self._taken(self._captions).to_pylist())
+        for block in self.caption_blocks():
+            yield from map(caption_list, block.to_pylist())
 
     @property
     def columns(self) -> list[str]:
@@ -328,10 +393,16 @@ class StoredRows(Rows):
         images = (self.image(index) for index in range(len(self)))
         return [image for image in images if isinstance(image, str)]
 
-    def digest(self) -> str:
-        sizes = self._source.image_sizes()
-        taken = sizes if self._index is None else sizes[self._index]
-        return self._digest(taken.astype("<i8").tobytes())
+    def _picture_digest(self, index: int) -> bytes:
+        try:
+            picture = self.image(index)
+            if isinstance(picture, str):
+                with open(picture, "rb") as stream:
+                    picture = stream.read()
+        except OSError:
+            return b"-"
+        content = picture.tobytes() if isinstance(picture, Image.Image) else picture
+        return blake2b(content, digest_size=16).digest()
 
     def pictures_digest(self) -> str | None:
         stamp = self._source.stamp()
@@ -343,6 +414,14 @@ class StoredRows(Rows):
 
     def _taken(self, values: pa.ChunkedArray) -> pa.ChunkedArray:
         return values if self._index is None else values.take(pa.array(self._index))
+
+    def _blocks(self, values: pa.Array | pa.ChunkedArray) -> Iterator[pa.Array]:
+        for start in range(0, len(self), BLOCK):
+            if self._index is None:
+                block = values.slice(start, BLOCK)
+            else:
+                block = values.take(pa.array(self._index[start : start + BLOCK]))
+            yield block.combine_chunks() if isinstance(block, pa.ChunkedArray) else block
 
     def _check(self, name: str) -> None:
         if name not in self._source.columns:
@@ -359,17 +438,16 @@ def hold_out(rows: Rows, *, ratio: float = 0.05, maximum: int = 1000) -> tuple[R
     Raises:
         UserError: fewer than two pictures.
     """
-    keys = rows.keys()
-    # Sorted by (hash, key), so that even a collision is decided by the key.
-    pictures = sorted(set(keys), key=lambda key: (_hash(key), key))
+    hashes = rows.key_hashes()
+    pictures = np.unique(hashes)
     if len(pictures) < 2:
         raise UserError(
             f"{len(rows)} pairs of {len(pictures)} picture cannot be divided into train and"
             " validation; at least two pictures are needed"
         )
-    held = set(pictures[: min(maximum, max(1, round(ratio * len(pictures))), len(pictures) - 1)])
-    side = np.array([key in held for key in keys])
-    return rows.select(np.flatnonzero(~side)), rows.select(np.flatnonzero(side))
+    number = min(maximum, max(1, round(ratio * len(pictures))), len(pictures) - 1)
+    held = hashes <= pictures[number - 1]
+    return rows.select(np.flatnonzero(~held)), rows.select(np.flatnonzero(held))
 
 
 def group_by_picture(rows: Rows) -> Rows:
@@ -394,6 +472,29 @@ def caption_list(value: str | list[str | None] | None) -> list[str]:
     return [text.strip() for text in texts if text is not None and text.strip()]
 
 
+def trimmed(captions: pa.Array) -> tuple[np.ndarray, pa.Array]:
+    """Captions as `caption_list` counts them: how many each row has (N,), and all in turn.
+
+    Args:
+        captions: strings, or lists of strings (N).
+    """
+    if is_list(captions.type):
+        rows = pc.list_parent_indices(captions).to_numpy(zero_copy_only=False)
+        texts = pc.list_flatten(captions)
+    else:
+        rows, texts = np.arange(len(captions)), captions
+    texts = pc.utf8_trim_whitespace(texts)
+    there = pc.fill_null(pc.greater(pc.binary_length(texts), 0), False)
+    rows = rows[there.to_numpy(zero_copy_only=False)]
+    return np.bincount(rows, minlength=len(captions)), texts.filter(there)
+
+
+def is_list(kind: pa.DataType) -> bool:
+    """Whether a column's cells are lists."""
+    checks = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
+    return any(check(kind) for check in checks)
+
+
 def file_stamp(path: str) -> bytes:
     """Name, bytes and time of a file; its folder may be another."""
     name = os.fsencode(os.path.basename(path))
@@ -414,3 +515,14 @@ def file_size(path: str | bytes) -> int:
 
 def _hash(key: str) -> bytes:
     return blake2b(key.encode("utf-8", "surrogateescape"), digest_size=8).digest()
+
+
+def _digest_strings(digest: Any, strings: pa.Array) -> None:
+    """Adds the lengths and the bytes of some strings, which are none of them null."""
+    strings = strings.cast(pa.large_binary())
+    _, offsets, content = strings.buffers()
+    first = strings.offset
+    bounds = np.frombuffer(offsets, np.int64)[first : first + len(strings) + 1]
+    digest.update(np.diff(bounds).astype("<i8").tobytes())
+    if content is not None and len(strings):
+        digest.update(content[int(bounds[0]) : int(bounds[-1])])

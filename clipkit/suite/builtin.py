@@ -70,8 +70,8 @@ class _DrawnSource(Source):
     def image(self, position: int) -> Image.Image:
         return Image.fromarray(draw(self._drawings[position], IMAGE_SIZE))
 
-    def image_sizes(self) -> np.ndarray:
-        return np.full(len(self), 3 * IMAGE_SIZE**2, np.int64)
+    def image_sizes(self, positions: np.ndarray) -> np.ndarray:
+        return np.full(len(positions), 3 * IMAGE_SIZE**2, np.int64)
 
     def column(self, name: str) -> pa.ChunkedArray:
         if name == "label":
@@ -104,8 +104,8 @@ class _DigitSource(Source):
         picture.paste(digit.resize((inner, inner), Image.Resampling.BICUBIC), (margin, margin))
         return picture.convert("RGB")
 
-    def image_sizes(self) -> np.ndarray:
-        return np.full(len(self), 3 * IMAGE_SIZE**2, np.int64)
+    def image_sizes(self, positions: np.ndarray) -> np.ndarray:
+        return np.full(len(positions), 3 * IMAGE_SIZE**2, np.int64)
 
     def column(self, name: str) -> pa.ChunkedArray:
         return pa.chunked_array([pa.array(self._labels)])

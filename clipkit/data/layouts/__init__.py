@@ -16,6 +16,8 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from hashlib import blake2b
 
+import pyarrow as pa
+
 from clipkit.data.layouts.assembly import Found
 from clipkit.data.layouts.folders import has_text_pairs, read_class_folders, read_text_pairs
 from clipkit.data.layouts.hub import declared_files, read_hub
@@ -69,7 +71,7 @@ class Layout:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hex digest of all rows (keys, captions, sizes of pictures), whatever the layout."""
+        """Hex digest of all rows (keys, captions, some pictures), whatever the layout."""
         digest = blake2b(digest_size=16)
         for name, rows in self.splits.items():
             digest.update(f"{name}:{rows.digest()};".encode())
@@ -107,6 +109,8 @@ def open_layout(
     caption_column: str | None = None,
     caption_template: str = "a photo of a {}.",
     captions_required: bool = True,
+    image_folder: str | None = None,
+    cache_folder: str | None = None,
     option: str = "data.dataset",
 ) -> Layout:
     """Recognises how a data set is kept and opens it; no picture is decoded.
@@ -119,6 +123,9 @@ def open_layout(
             its name if None: see `clipkit.data.layouts.columns.CAPTION_COLUMNS`.
         caption_template: makes a caption of a class's name.
         captions_required: whether a data set without captions is refused.
+        image_folder: what paths of pictures in lists and tables are relative to, and may not leave;
+            the folder of the list if None.
+        cache_folder: where the index of many tar shards is kept; the user's cache folder if None.
         option: the YAML key of the path, for messages.
 
     Raises:
@@ -130,6 +137,8 @@ def open_layout(
         caption_column=caption_column,
         caption_template=caption_template,
         captions_required=captions_required,
+        image_folder=None if image_folder is None else os.path.expanduser(image_folder),
+        cache_folder=cache_folder,
         option=option,
     )
     try:
@@ -138,6 +147,8 @@ def open_layout(
         raise request.error(str(error)) from error
     except OSError as error:
         raise request.error(f"cannot be read ({error})") from error
+    # Finding keys took several times what they take; workers would inherit it.
+    pa.default_memory_pool().release_unused()
     return Layout(
         path=path,
         name=found.name,

@@ -63,7 +63,11 @@ def assemble(
                 f" columns are: {', '.join(source.columns) or 'none'}"
             )
         captions = read_captions(request, source, chosen)
-        faults = {"without a picture": np.flatnonzero(source.image_sizes() <= 0)}
+        if len(captions) != len(source):
+            raise request.error(
+                f"split {split!r} is damaged: {len(source):,} pictures, {len(captions):,} captions"
+            )
+        faults = {"without a picture": source.without_image()}
         # An evaluation needs no captions of classes, which numbers without names cannot make.
         if chosen and (request.captions_required or not templated):
             faults["without a caption"] = without_caption(captions)

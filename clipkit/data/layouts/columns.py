@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from clipkit.data.layouts.request import Request
-from clipkit.data.rows import Source
+from clipkit.data.rows import BLOCK, Picture, Source, is_list, trimmed
 from clipkit.errors import named
 
 # Searched in this order, whatever the case of the letters.
@@ -81,6 +81,16 @@ def read_captions(request: Request, source: Source, columns: Sequence[str]) -> p
     texts = [_texts(request, source, column) for column in columns]
     if len(texts) == 1:
         return texts[0]
+    return pa.concat_arrays(
+        [
+            _side_by_side([array.slice(start, BLOCK) for array in texts])
+            for start in range(0, max(len(source), 1), BLOCK)
+        ]
+    )
+
+
+def _side_by_side(texts: Sequence[pa.Array]) -> pa.Array:
+    """The captions of several columns as one list a row."""
     together = zip(*(array.to_pylist() for array in texts), strict=True)
     flat = [[t for c in cells for t in (c if isinstance(c, list) else [c])] for cells in together]
     return pa.array(flat, pa.list_(pa.string()))
@@ -93,12 +103,11 @@ def holds_classes(source: Source, column: str) -> bool:
 
 def without_caption(captions: pa.Array) -> np.ndarray:
     """Positions (K,) of the rows that have no caption, or none but blanks."""
-    if _is_list(captions.type):
-        lists = captions.to_pylist()
-        empty = [not any(text and text.strip() for text in texts or []) for texts in lists]
-        return np.flatnonzero(np.array(empty, bool))
-    blank = pc.equal(pc.utf8_length(pc.utf8_trim_whitespace(captions)), 0)
-    return np.flatnonzero(pc.fill_null(blank, True).to_numpy(zero_copy_only=False))
+    empty = [np.zeros(0, np.int64)]
+    for start in range(0, len(captions), BLOCK):
+        counts, _ = trimmed(captions.slice(start, BLOCK))
+        empty.append(np.flatnonzero(counts == 0) + start)
+    return np.concatenate(empty)
 
 
 def class_words(name: str) -> str:
@@ -116,26 +125,27 @@ def keys_of_paths(paths: Sequence[str]) -> pa.Array:
     return pa.array(stems if len(set(stems)) == len(set(paths)) else paths, pa.string())
 
 
-def keys_of_rows(source: Source, image_paths: Sequence[str | None] | None = None) -> pa.Array:
+def keys_of_rows(source: Source, image_paths: pa.ChunkedArray | None = None) -> pa.Array:
     """A key for every row (N) of a table that holds the pictures themselves.
 
     The first of these that never stands for two pictures of different size: the stem of the path
     kept with the picture, that path, a column such as `id`; where none is, a hash of the picture.
     """
-    sizes = source.image_sizes()
-    if image_paths is not None and None not in image_paths:
-        paths = [readable(path) for path in image_paths if path is not None]
-        for keys in ([stem(path) for path in paths], paths):
-            if _identify(keys, sizes):
-                return pa.array(keys, pa.string())
+    if image_paths is not None and not image_paths.null_count:
+        paths = _readable_texts(image_paths)
+        for keys in (_stems(paths), paths):
+            if _identify(keys, source):
+                return keys
     for name in KEY_COLUMNS:
         column = find(source.columns, [name])
-        values = [] if column is None else source.column(column).to_pylist()
-        if values and all(isinstance(value, str | int) for value in values):
-            keys = [readable(str(value)) for value in values]
-            if _identify(keys, sizes):
-                return pa.array(keys, pa.string())
-    return pa.array([_picture_hash(source, position) for position in range(len(source))])
+        values = None if column is None else source.column(column)
+        if values is None or values.null_count or not _may_be_key(values.type):
+            continue
+        keys = _readable_texts(values)
+        if _identify(keys, source):
+            return keys
+    hashes = (_picture_hash(picture) for picture in source.images())
+    return pa.array(hashes, pa.string())
 
 
 def arrow_of(values: list[Any]) -> pa.Array:
@@ -170,14 +180,51 @@ def readable(name: str) -> str:
     return unicodedata.normalize("NFC", os.fsencode(name).decode("utf-8", "backslashreplace"))
 
 
-def _identify(keys: Sequence[str], sizes: np.ndarray) -> bool:
-    size_of: dict[str, int] = {}
-    pairs = zip(keys, sizes.tolist(), strict=True)
-    return "" not in keys and all(size_of.setdefault(key, size) == size for key, size in pairs)
+def _identify(keys: pa.Array, source: Source) -> bool:
+    """Whether no key is empty or stands for pictures of two sizes.
+
+    Only the pictures of keys that repeat are looked at.
+    """
+    if pc.any(pc.equal(keys, "")).as_py():
+        return False
+    # The dictionary is let go at once: it is as large as the keys.
+    number = keys.dictionary_encode().indices.to_numpy()
+    repeated = np.flatnonzero(np.bincount(number)[number] > 1)
+    if not len(repeated):
+        return True
+    sizes = source.image_sizes(repeated)
+    size_of = np.zeros(number.max() + 1, np.int64)
+    size_of[number[repeated]] = sizes  # the last one's
+    return bool((size_of[number[repeated]] == sizes).all())
 
 
-def _picture_hash(source: Source, position: int) -> str:
-    image = source.image(position)
+def _may_be_key(kind: pa.DataType) -> bool:
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    return _is_text(kind) or bool(pa.types.is_integer(kind))
+
+
+def _readable_texts(values: pa.ChunkedArray) -> pa.Array:
+    """Names or numbers as `readable` texts (N)."""
+    if pa.types.is_dictionary(values.type):
+        values = values.cast(values.type.value_type)
+    texts = in_one(values.cast(pa.large_string()))
+    if pc.all(pc.string_is_ascii(texts)).as_py() is not False:
+        return texts
+    return pa.array([readable(text) for text in texts.to_pylist()], pa.large_string())
+
+
+def _stems(paths: pa.Array) -> pa.Array:
+    """What `stem` gives for each path."""
+    names = pc.replace_substring_regex(paths, "(?s)^.*/", "")
+    return pc.replace_substring_regex(names, r"(?s)^(.*[^.].*)\.[^.]*$", r"\1")
+
+
+def in_one(values: pa.ChunkedArray) -> pa.Array:
+    """A column of large texts as one array."""
+    return pa.concat_arrays(values.chunks) if values.num_chunks else pa.array([], values.type)
+
+
+def _picture_hash(image: Picture) -> str:
     assert isinstance(image, bytes | str)  # no layout holds decoded pictures
     content = image if isinstance(image, bytes) else os.fsencode(image)
     return blake2b(content, digest_size=12).hexdigest()
@@ -198,7 +245,7 @@ def _texts(request: Request, source: Source, column: str) -> pa.Array:
             cells = [cell and class_words(cell) for cell in values.to_pylist()]
             return pa.array([cell and request.caption_of(cell) for cell in cells], pa.string())
         return values
-    if _is_list(kind) and _is_text(kind.value_type):
+    if is_list(kind) and _is_text(kind.value_type):
         return values
     if pa.types.is_null(kind):
         return values.cast(pa.string())
@@ -209,11 +256,6 @@ def _texts(request: Request, source: Source, column: str) -> pa.Array:
         f"column {column!r} holds {kind}, not captions; name a column of text with"
         f" {request.key('caption_column')}, one of: {named(text, 20) or 'none'}"
     )
-
-
-def _is_list(kind: pa.DataType) -> bool:
-    checks = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
-    return any(check(kind) for check in checks)
 
 
 def _is_text(kind: pa.DataType) -> bool:

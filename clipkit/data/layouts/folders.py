@@ -12,6 +12,7 @@ from clipkit.data.layouts.assembly import MAX_INCOMPLETE_RATIO, Found, Part, ass
 from clipkit.data.layouts.columns import class_words, keys_of_paths, lines_of, readable
 from clipkit.data.layouts.listing import in_order, is_image, is_split_name, split_name, suffix
 from clipkit.data.layouts.request import ACCEPTED, Request
+from clipkit.data.progress import progress
 from clipkit.data.rows import FileSource
 from clipkit.errors import named
 
@@ -51,7 +52,8 @@ def read_text_pairs(request: Request, root: str, files: Sequence[str]) -> Found:
         raise request.error(f"{note}; add the pictures or take these texts out")
     parts = {}
     for split, paths in _divide(images)[0].items():
-        captions = [_lines(request, root, texts[_bare(path)]) for path in paths]
+        listed = progress(paths, "reading captions", len(paths), "file")
+        captions = [_lines(request, root, texts[_bare(path)]) for path in listed]
         table = pa.table({"txt": pa.array(captions, pa.list_(pa.string()))})
         parts[split] = Part(FileSource(root, paths, table), keys_of_paths(paths))
     found = assemble(request, parts, name="pictures beside text files", image_column="file")

@@ -8,6 +8,8 @@ from collections.abc import Iterable, Iterator
 from itertools import product
 from typing import TypeVar
 
+from clipkit.data.progress import progress
+
 T = TypeVar("T")
 
 IMAGE_SUFFIXES = frozenset(
@@ -66,7 +68,8 @@ def walk(root: str) -> list[str]:
                     entered.add(target)
                 yield from visit(entry.path, name + "/")
 
-    return sorted(visit(root, ""), key=lambda path: path.split("/"))
+    found = progress(visit(root, ""), "listing files", None, "file")
+    return sorted(found, key=lambda path: path.split("/"))
 
 
 def split_name(name: str) -> str:

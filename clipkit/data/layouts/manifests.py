@@ -18,7 +18,8 @@ import pyarrow.parquet as pq
 from clipkit.data.layouts.assembly import MAX_INCOMPLETE_RATIO, Found, Part, assemble
 from clipkit.data.layouts.columns import IMAGE_COLUMNS, arrow_of, find, keys_of_paths, readable
 from clipkit.data.layouts.listing import in_order, is_image, is_split_name, split_name, suffix
-from clipkit.data.layouts.request import Request
+from clipkit.data.layouts.request import PictureFolder, Request
+from clipkit.data.progress import progress
 from clipkit.data.rows import FileSource
 from clipkit.errors import named
 
@@ -144,7 +145,7 @@ def listed_parts(
     alone: bool = True,
     class_names: dict[str, list[str]] | None = None,
 ) -> dict[str, Part]:
-    """Pictures whose paths stand in a file, relative to its folder.
+    """Pictures whose paths stand in a file, relative to its folder or the one asked for.
 
     Args:
         request: what the user asked.
@@ -155,7 +156,7 @@ def listed_parts(
         alone: no other list stands for another split, so that this one may hold several.
         class_names: names of the classes that a column's integers stand for.
     """
-    folder = os.path.dirname(os.path.abspath(file))
+    folder = request.pictures_beside(file)
     if address := next((path for path in paths if path and "://" in path), None):
         raise request.error(
             f"{os.path.basename(file)} names addresses, not files ({address}); download the"
@@ -168,7 +169,7 @@ def listed_parts(
     for name in dict.fromkeys(split_of) or [split]:
         rows = [row for row, of in enumerate(split_of) if of == name]
         source = FileSource(
-            folder,
+            folder.path,
             [found[row] for row in rows],
             table.take(pa.array(rows, pa.int64())),
             class_names=class_names,
@@ -201,8 +202,13 @@ def _split_of_folder(folder: str, *, alone: bool) -> str:
     return split or ("train" if alone else names[-1])
 
 
-def _find_files(folder: str, paths: list[str]) -> list[str]:
-    """The paths as the disk spells them; one that is not there stays as it is written."""
+def _find_files(pictures: PictureFolder, paths: list[str]) -> list[str]:
+    """The paths as the disk spells them; one that is not there stays as it is written.
+
+    Raises:
+        UserError: a path leads out of the folder.
+    """
+    folder, paths = pictures.path, pictures.within(paths)
     first = next((path for path in paths if path), "")
     inside = ""
     if first and not os.path.exists(os.path.join(folder, first)):
@@ -210,13 +216,15 @@ def _find_files(folder: str, paths: list[str]) -> list[str]:
         with os.scandir(folder) as entries:
             folders = sorted(entry.name for entry in entries if entry.is_dir())
         inside = next((f for f in folders if os.path.exists(os.path.join(folder, f, first))), "")
-    return [_spelled(folder, os.path.join(inside, path) if path else path) for path in paths]
+    rows = progress(paths, "looking for pictures", len(paths), "picture")
+    return [_spelled(pictures, os.path.join(inside, path) if path else path) for path in rows]
 
 
-def _spelled(folder: str, path: str) -> str:
+def _spelled(pictures: PictureFolder, path: str) -> str:
+    folder = pictures.path
     if os.path.exists(os.path.join(folder, path)):
         return path
-    slashes = path.replace("\\", "/")
+    (slashes,) = pictures.within([path.replace("\\", "/")])
     forms = (slashes, *(unicodedata.normalize(form, slashes) for form in ("NFC", "NFD")))
     return next((form for form in forms if os.path.exists(os.path.join(folder, form))), path)
 

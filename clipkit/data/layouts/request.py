@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from clipkit.errors import UserError
@@ -27,6 +29,8 @@ class Request:
     caption_column: str | None = None
     caption_template: str = "a photo of a {}."
     captions_required: bool = True
+    image_folder: str | None = None
+    cache_folder: str | None = None
     option: str = "data.dataset"
 
     def __post_init__(self) -> None:
@@ -35,6 +39,8 @@ class Request:
                 f"{self.key('caption_template')} {self.caption_template!r} has no {{}} for the"
                 " name of the class, as in 'a photo of a {}.'"
             )
+        if self.image_folder is not None and not os.path.isdir(self.image_folder):
+            raise UserError(f"{self.key('image_folder')} {self.image_folder!r} is no folder")
 
     def key(self, name: str) -> str:
         """The YAML key of an option that stands beside the path's."""
@@ -54,3 +60,54 @@ class Request:
     def caption_of(self, class_name: str) -> str:
         """The template filled with a class name."""
         return self.caption_template.replace("{}", class_name)
+
+    def pictures_beside(self, file: str) -> PictureFolder:
+        """The folder of the pictures that a file names: the one asked for, or the file's own."""
+        folder = self.image_folder or os.path.dirname(file)
+        return PictureFolder(folder, file=file, option=self.key("image_folder"))
+
+
+class PictureFolder:
+    """The folder that paths of pictures are relative to, and may not leave but by its own links.
+
+    Args:
+        folder: its path.
+        file: what names the pictures.
+        option: the YAML key of another folder, for messages.
+    """
+
+    def __init__(self, folder: str, *, file: str, option: str) -> None:
+        self.path = os.path.abspath(folder)  # a worker may run in another folder
+        self._file = file
+        self._option = option
+
+    def file(self, path: str) -> str:
+        """The whole path of a picture.
+
+        Raises:
+            UserError: it lies outside.
+        """
+        # `..` is taken as it is written: behind a link it would lead elsewhere.
+        whole = os.path.normpath(os.path.join(self.path, path))
+        if not whole.startswith(os.path.join(self.path, "")):
+            raise FileError(
+                f"{os.path.basename(self._file)} names {path!r}, which lies outside of"
+                f" {self.path!r}, where it may name pictures; name the folder that holds them all"
+                f" with {self._option}"
+            )
+        return whole
+
+    def within(self, paths: Iterable[str]) -> list[str]:
+        """Paths of pictures, relative to the folder where a plain join would leave it or not.
+
+        Raises:
+            UserError: one lies outside.
+        """
+        return [
+            os.path.relpath(self.file(path), self.path) if _may_leave(path) else path
+            for path in paths
+        ]
+
+
+def _may_leave(path: str) -> bool:
+    return ".." in path or os.path.isabs(path)

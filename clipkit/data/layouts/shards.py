@@ -1,40 +1,33 @@
-"""Webdataset tar shards: members are listed once, then read by seeking.
+"""Webdataset tar shards: members are listed once, then read by their place.
 
-A sample is the files of one folder whose names agree up to the first dot. Every line of its text is
-a caption, as beside a picture in a folder.
+Every line of a sample's text is a caption, as beside a picture in a folder.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import tarfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from hashlib import blake2b
+from itertools import islice
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from clipkit.data.layouts.assembly import Found, Part, assemble
-from clipkit.data.layouts.columns import (
-    IMAGE_COLUMNS,
-    arrow_of,
-    class_words,
-    lines_of,
-    readable,
-    stem,
-)
+from clipkit.data.layouts.columns import IMAGE_COLUMNS, arrow_of, class_words
 from clipkit.data.layouts.listing import IMAGE_SUFFIXES, in_order, suffix
+from clipkit.data.layouts.open_files import OpenFiles
 from clipkit.data.layouts.request import FileError, Request
-from clipkit.data.rows import Source, file_stamp
+from clipkit.data.layouts.tar_index import Samples, list_samples
+from clipkit.data.progress import progress
+from clipkit.data.rows import BLOCK, Source, file_stamp
 from clipkit.errors import named
 
 # Names of the classes that `cls` counts, beside the shards or one folder above.
 _CLASS_FILES = ("classnames.txt", "classes.txt")
-# gzip, bzip2, xz, zstandard
-_COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zX", b"(\xb5/\xfd")
 
 
 class TarSource(Source):
@@ -49,15 +42,15 @@ class TarSource(Source):
     def __init__(
         self, samples: Samples, image_fields: Sequence[str], classes: list[str] | None = None
     ) -> None:
-        self._shards = [os.path.abspath(path) for path in samples.shards]
+        self._shards = OpenFiles(samples.shards)
         self._shard = samples.shard
-        self._names = pa.array(samples.names, pa.string())
+        self._names = samples.names
         self._classes = classes
         # (N, 2): a picture may be .jpg here and .png there.
-        self._images = np.full((len(samples.names), 2), -1, np.int64)
-        for field in reversed(image_fields):
-            there = samples.members[field][:, 1] >= 0
-            self._images[there] = samples.members[field][there]
+        self._images = samples.members[image_fields[0]]
+        for field in image_fields[1:]:
+            here = samples.members[field]
+            self._images = np.where(self._images[:, 1:] < 0, here, self._images)
         self._members = {
             field: places
             for field, places in samples.members.items()
@@ -73,25 +66,26 @@ class TarSource(Source):
     def image(self, position: int) -> bytes:
         return self._read(position, self._images[position])
 
-    def image_sizes(self) -> np.ndarray:
-        return self._images[:, 1].copy()
+    def image_sizes(self, positions: np.ndarray) -> np.ndarray:
+        sizes: np.ndarray = self._images[positions, 1]
+        return sizes
 
     def stamp(self) -> bytes:
         digest = blake2b(self._images.astype("<i8").tobytes(), digest_size=16)
-        for shard in self._shards:
+        for shard in self._shards.paths:
             digest.update(file_stamp(shard))
         return digest.digest()
 
     def column(self, name: str) -> pa.ChunkedArray:
         if name not in self._members:
             return pa.chunked_array([arrow_of([record.get(name) for record in self._records()])])
-        texts = [None if text is None else text.strip() for text in self._field(name)]
-        if name == "cls" and all(text is None or text.isdecimal() for text in texts):
-            return pa.chunked_array([pa.array([None if t is None else int(t) for t in texts])])
-        if any(text is not None and "\n" in text for text in texts):
-            lines = [None if text is None else lines_of(text) for text in texts]
-            return pa.chunked_array([pa.array(lines, pa.list_(pa.string()))])
-        return pa.chunked_array([pa.array(texts, pa.string())])
+        texts = self._texts(name)
+        if name == "cls" and pc.all(pc.match_substring_regex(texts, r"^\d+$")).as_py():
+            return texts.cast(pa.int64())
+        if pc.any(pc.match_substring_regex(texts, r"[\r\n]")).as_py():
+            texts = pc.replace_substring(texts, "\r\n", "\n")
+            return pc.split_pattern_regex(texts, r"[\r\n]")
+        return texts
 
     def class_names(self, name: str) -> list[str] | None:
         return self._classes if name == "cls" else None
@@ -99,13 +93,24 @@ class TarSource(Source):
     def row_name(self, position: int) -> str:
         return str(self._names[position])
 
+    def _texts(self, name: str) -> pa.ChunkedArray:
+        """The text of one field of every sample, without blanks around it."""
+        field, blocks = self._field(name), []
+        while block := list(islice(field, BLOCK)):
+            blocks.append(
+                pa.array([None if text is None else text.strip() for text in block], pa.string())
+            )
+        return pa.chunked_array(blocks, pa.string())
+
     def _field(self, name: str) -> Iterator[str | None]:
         """The text of one field of every sample."""
-        for position, (_, size) in enumerate(self._members[name]):
-            if size < 0:
+        places = self._members[name]
+        rows = progress(range(len(self)), f"reading .{name}", len(self), "sample")
+        for position in rows:
+            if places[position, 1] < 0:
                 yield None
                 continue
-            content = self._read(position, self._members[name][position])
+            content = self._read(position, places[position])
             try:
                 yield content.decode("utf-8-sig")
             except UnicodeDecodeError as error:
@@ -125,14 +130,10 @@ class TarSource(Source):
             yield record
 
     def _read(self, position: int, place: np.ndarray) -> bytes:
-        # Opened each time: a worker must not share a file's position with its parent, and
-        # thousands of shards are more than a process may hold open.
-        with open(self._shard_of(position), "rb") as stream:
-            stream.seek(int(place[0]))
-            return stream.read(int(place[1]))
+        return self._shards.read(int(self._shard[position]), int(place[0]), int(place[1]))
 
     def _shard_of(self, position: int) -> str:
-        return self._shards[int(self._shard[position])]
+        return self._shards.paths[int(self._shard[position])]
 
 
 def read_shards(request: Request, root: str, files: dict[str, list[str]], name: str) -> Found:
@@ -145,86 +146,12 @@ def read_shards(request: Request, root: str, files: dict[str, list[str]], name: 
     images: dict[str, None] = {}
     for split, names in in_order(files).items():
         shards = [os.path.join(root, path) for path in names]
-        samples = list_samples(shards)
+        samples = list_samples(shards, request.cache_folder)
         image_fields = _choose_images(request, list(samples.members))
         images |= dict.fromkeys(image_fields)
         source = TarSource(samples, image_fields, _read_classes(shards[0]))
         parts[split] = Part(source, samples.keys())
     return assemble(request, parts, name=name, image_column="/".join(images))
-
-
-@dataclass(frozen=True)
-class Samples:
-    """Where the fields of every sample are: the index of some tar files."""
-
-    shards: list[str]
-    names: list[str]  # (N), with folders
-    shard: np.ndarray  # (N,) int64
-    members: dict[str, np.ndarray]  # a field to offset and size (N, 2) int64; size -1: not there
-
-    def keys(self) -> pa.Array:
-        """A key for every sample: its name, with as much before it as makes it the only one."""
-        short = [os.path.basename(name) for name in self.names]
-        if len(set(short)) == len(short):
-            return pa.array(short, pa.string())
-        if len(set(self.names)) == len(self.names):
-            return pa.array(self.names, pa.string())
-        stems = [stem(shard) for shard in self.shards]
-        pairs = zip(self.shard.tolist(), self.names, strict=True)
-        return pa.array([f"{stems[shard]}/{name}" for shard, name in pairs], pa.string())
-
-
-def list_samples(shards: Sequence[str]) -> Samples:
-    """The samples of some tar files, in the order of their first members.
-
-    Raises:
-        UserError: a file that is no tar, is compressed or cut off, or repeats a member.
-    """
-    names: list[str] = []
-    shard_of: list[int] = []
-    places: dict[str, dict[int, tuple[int, int]]] = {}
-    for number, shard in enumerate(shards):
-        seen: dict[str, int] = {}
-        for path, offset, size in _members(shard):
-            folder, file = os.path.split(path)
-            name, _, field = file.partition(".")
-            if not name or not field or "__MACOSX" in folder:
-                continue
-            sample = readable(os.path.join(folder, name))
-            if sample not in seen:
-                seen[sample] = len(names)
-                names.append(sample)
-                shard_of.append(number)
-            of_field = places.setdefault(field.lower(), {})
-            if of_field.setdefault(seen[sample], (offset, size)) != (offset, size):
-                raise FileError(f"{shard!r} holds {path!r} twice")
-    members = {}
-    for field, where in places.items():
-        members[field] = np.full((len(names), 2), -1, np.int64)
-        members[field][list(where)] = list(where.values())
-    return Samples(list(shards), names, np.array(shard_of, np.int64), members)
-
-
-def _members(file: str) -> Iterator[tuple[str, int, int]]:
-    """Path, offset and size of every file within a tar."""
-    try:
-        with tarfile.open(file, "r:") as archive:
-            while (member := archive.next()) is not None:
-                if member.isfile():
-                    yield member.name, member.offset_data, member.size
-            end = archive.offset
-        with open(file, "rb") as stream:
-            stream.seek(end)
-            # tarfile takes a damaged header for the end of the archive.
-            if stream.read(tarfile.BLOCKSIZE).strip(b"\0"):
-                raise tarfile.ReadError(f"damaged after {end} bytes")
-    except tarfile.TarError as error:
-        with open(file, "rb") as stream:
-            start = stream.read(4)
-        reason = str(error)
-        if start.startswith(_COMPRESSED):
-            reason = "it is compressed, so that nothing can be read by its position; unpack it"
-        raise FileError(f"{file!r} cannot be read as tar: {reason}") from error
 
 
 def _choose_images(request: Request, fields: list[str]) -> list[str]:

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from hashlib import blake2b
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -20,64 +20,97 @@ from clipkit.data.layouts.assembly import Found, Part, assemble
 from clipkit.data.layouts.columns import IMAGE_COLUMNS, find, keys_of_rows
 from clipkit.data.layouts.listing import in_order, split_name, suffix
 from clipkit.data.layouts.manifests import listed_parts
-from clipkit.data.layouts.request import FileError, Request
+from clipkit.data.layouts.parquet_column import BinaryColumn
+from clipkit.data.layouts.parquet_pages import DamagedPageError
+from clipkit.data.layouts.request import FileError, PictureFolder, Request
+from clipkit.data.progress import progress
 from clipkit.data.rows import Source, file_size, file_stamp
 
+# pyarrow raises whatever its parts do, among them errors of Unicode, which are of values.
+_UNREADABLE = (pa.ArrowException, OSError, ValueError)
+
 TABLE_SUFFIXES = frozenset({".parquet", ".arrow", ".feather"})
+
+
+class Column(Protocol):
+    """Byte strings by row."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, row: int) -> bytes | None: ...
+
+    def __iter__(self) -> Iterator[bytes | None]: ...
+
+    def null_rows(self) -> np.ndarray:
+        """Which rows (K,) are null."""
+
+    def sizes(self, rows: np.ndarray) -> np.ndarray:
+        """Bytes of the values of some rows (K,) int64, -1 for null."""
 
 
 class TableSource(Source):
     """Rows of parquet or arrow files, pictures included; a column is read when it is asked for.
 
-    Arrow files stay on disk, mapped; the pictures of parquet files are held in memory.
+    Pictures stay in the files: of parquet a page is read, arrow files are mapped.
+
+    Args:
+        files: of one kind.
+        image_column: a column of byte strings, or of structs with `bytes` and maybe `path`.
+        folder: what paths kept with the pictures are relative to.
     """
 
-    def __init__(self, files: Sequence[str], image_column: str) -> None:
+    def __init__(self, files: Sequence[str], image_column: str, folder: PictureFolder) -> None:
         self._files = [os.path.abspath(file) for file in files]
         self._image_column = image_column
+        self._folder = folder
         schema = read_schema(self._files[0])
         self._features = _features(schema)
         self.columns = [name for name in schema.names if name != image_column]
-        self._num_rows = sum(_num_rows(file) for file in self._files)
-        self._pictures: tuple[pa.ChunkedArray, pa.ChunkedArray | None] | None = None
+        kind = schema.field(image_column).type
+        fields = [field.name for field in kind] if pa.types.is_struct(kind) else []
+        self._paths_column = f"{image_column}.path" if "path" in fields else None
+        self._pictures = _pictures(self._files, image_column, kind)
+        # Of rows without content, which may name a file instead.
+        self._empty = self._pictures.null_rows()
+        self._paths = self.image_paths() if len(self._empty) else None
 
     def __len__(self) -> int:
-        return self._num_rows
-
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_pictures": None}
+        return len(self._pictures)
 
     def image(self, position: int) -> bytes | str:
-        encoded, paths = self._read_pictures()
-        content: bytes | None = encoded[position].as_py()
-        if content:
-            return content
-        assert paths is not None
-        return self._beside(paths[position].as_py())
+        content = self._pictures[position]
+        return content or self._beside(position)
 
-    def image_sizes(self) -> np.ndarray:
-        encoded, paths = self._read_pictures()
-        sizes: np.ndarray = pc.fill_null(pc.binary_length(encoded), 0).to_numpy().astype(np.int64)
-        for position in np.flatnonzero(sizes == 0):
-            path = None if paths is None else paths[int(position)].as_py()
-            sizes[position] = file_size(self._beside(path)) if path else -1
+    def images(self) -> Iterator[bytes | str]:
+        for position, content in enumerate(self._pictures):
+            path = None if content else self._path(position)
+            yield self._folder.file(path) if path else content or b""
+
+    def without_image(self) -> np.ndarray:
+        sizes = (self._size_beside(position) for position in self._empty.tolist())
+        return self._empty[np.fromiter(sizes, np.int64, len(self._empty)) <= 0]
+
+    def image_sizes(self, positions: np.ndarray) -> np.ndarray:
+        sizes = self._pictures.sizes(positions)
+        for place in np.flatnonzero(sizes <= 0):
+            sizes[place] = self._size_beside(int(positions[place]))
         return sizes
 
     def stamp(self) -> bytes:
         digest = blake2b(self._image_column.encode(), digest_size=16)
         for file in self._files:
             digest.update(file_stamp(file))
-        encoded, paths = self._read_pictures()
-        sizes = pc.fill_null(pc.binary_length(encoded), 0).to_numpy()
-        for position in np.flatnonzero(sizes == 0):
-            path = None if paths is None else paths[int(position)].as_py()
-            digest.update(file_stamp(self._beside(path)) if path else b"-")
+        for position in self._empty.tolist():
+            path = self._path(position)
+            digest.update(file_stamp(self._folder.file(path)) if path else b"-")
         return digest.digest()
 
-    def image_paths(self) -> list[str | None] | None:
+    def image_paths(self) -> pa.ChunkedArray | None:
         """The paths kept with the pictures."""
-        _, paths = self._read_pictures()
-        return None if paths is None else paths.to_pylist()
+        if self._paths_column is None:
+            return None
+        paths = read_column(self._files, self._image_column, "path")
+        return pa.chunked_array([pa.concat_arrays(paths.chunks)]) if paths.num_chunks else paths
 
     def column(self, name: str) -> pa.ChunkedArray:
         return read_column(self._files, name)
@@ -85,19 +118,84 @@ class TableSource(Source):
     def class_names(self, name: str) -> list[str] | None:
         return class_names(self._features, name)
 
-    def _read_pictures(self) -> tuple[pa.ChunkedArray, pa.ChunkedArray | None]:
-        if self._pictures is None:
-            pictures = read_column(self._files, self._image_column)
-            if pa.types.is_struct(pictures.type):
-                names = [field.name for field in pictures.type]
-                fields = dict(zip(names, pictures.flatten(), strict=True))
-                self._pictures = (fields["bytes"], fields.get("path"))
-            else:
-                self._pictures = (pictures, None)
-        return self._pictures
+    def _path(self, position: int) -> str | None:
+        if self._paths is None:
+            self._paths = self.image_paths()
+        path: str | None = None if self._paths is None else self._paths[position].as_py()
+        return path
 
-    def _beside(self, path: str) -> str:
-        return os.path.join(os.path.dirname(self._files[0]), path)
+    def _beside(self, position: int) -> str:
+        path = self._path(position)
+        if not path:
+            raise OSError(f"row {position + 1:,} holds no picture")
+        return self._folder.file(path)
+
+    def _size_beside(self, position: int) -> int:
+        path = self._path(position)
+        return file_size(self._folder.file(path)) if path else -1
+
+
+class _MappedColumn:
+    """Byte strings of arrow files, which are mapped by each process; it pickles to their paths."""
+
+    def __init__(self, files: Sequence[str], name: str) -> None:
+        self._files = files
+        self._name = name
+        self._mapped: pa.ChunkedArray | None = None
+        self._num_rows = len(self._values)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_mapped": None}
+
+    def __len__(self) -> int:
+        return self._num_rows
+
+    def __getitem__(self, row: int) -> bytes | None:
+        value: bytes | None = self._values[row].as_py()
+        return value
+
+    def __iter__(self) -> Iterator[bytes | None]:
+        rows = progress(self._values, "reading pictures", self._num_rows, "picture")
+        return (value.as_py() for value in rows)
+
+    def null_rows(self) -> np.ndarray:
+        # An empty string is no more of a picture than none.
+        return np.flatnonzero(self._all_sizes() <= 0)
+
+    def sizes(self, rows: np.ndarray) -> np.ndarray:
+        sizes: np.ndarray = self._all_sizes()[rows]
+        return sizes
+
+    @property
+    def _values(self) -> pa.ChunkedArray:
+        if self._mapped is None:
+            kind = read_schema(self._files[0]).field(self._name).type
+            field = "bytes" if pa.types.is_struct(kind) else None
+            self._mapped = read_column(self._files, self._name, field)
+        return self._mapped
+
+    def _all_sizes(self) -> np.ndarray:
+        sizes: np.ndarray = pc.fill_null(pc.binary_length(self._values), -1).to_numpy()
+        return sizes.astype(np.int64)
+
+
+def _pictures(files: Sequence[str], image_column: str, kind: pa.DataType) -> Column:
+    if suffix(files[0]) != ".parquet":
+        return _MappedColumn(files, image_column)
+    for file in files:
+        found = read_schema(file)
+        if image_column not in found.names:
+            raise FileError(f"{file!r} has no column {image_column!r}, which {files[0]!r} has")
+        if pa.types.is_struct(found.field(image_column).type) != pa.types.is_struct(kind):
+            raise _differs(image_column, files[0], kind, file, found.field(image_column).type)
+    try:
+        return BinaryColumn(
+            files, f"{image_column}.bytes" if pa.types.is_struct(kind) else image_column
+        )
+    except DamagedPageError as error:
+        raise FileError(f"cannot be read as parquet: {error}") from error
+    except _UNREADABLE as error:
+        raise _unreadable(files[0], error) from error
 
 
 def read_tables(request: Request, root: str, files: dict[str, list[str]], name: str) -> Found:
@@ -115,7 +213,7 @@ def read_tables(request: Request, root: str, files: dict[str, list[str]], name: 
         if image_column not in schema.names:
             raise request.error(f"split {split!r} has no column {image_column!r}, as others have")
         if _holds_pictures(schema.field(image_column).type):
-            source = TableSource(paths, image_column)
+            source = TableSource(paths, image_column, request.pictures_beside(paths[0]))
             parts[split] = Part(source, keys_of_rows(source, source.image_paths()))
         else:
             alone = len(files) == 1
@@ -154,15 +252,16 @@ def read_schema(file: str) -> pa.Schema:
         UserError: the file cannot be read.
     """
     try:
-        if suffix(file) == ".parquet":
-            return pq.read_schema(file)
-        return _map(file).schema
-    except (pa.ArrowException, OSError) as error:
+        schema = pq.read_schema(file) if suffix(file) == ".parquet" else _map(file).schema
+        for field in schema:
+            _ = [part.name for part in field.flatten()]  # raises where a name is no text
+        return schema
+    except _UNREADABLE as error:
         raise _unreadable(file, error) from error
 
 
-def read_column(files: Sequence[str], name: str) -> pa.ChunkedArray:
-    """One column of several files.
+def read_column(files: Sequence[str], name: str, field: str | None = None) -> pa.ChunkedArray:
+    """One column of several files, or one field of a column of structs.
 
     Raises:
         UserError: a file cannot be read, or its column differs from the first file's.
@@ -174,22 +273,39 @@ def read_column(files: Sequence[str], name: str) -> pa.ChunkedArray:
         try:
             if suffix(file) == ".parquet":
                 # In batches, because a whole row group may exceed what one array can address.
-                batches = pq.ParquetFile(file).iter_batches(1024, columns=[name])
-                columns = [batch.column(0) for batch in batches]
+                wanted = name if field is None else f"{name}.{field}"
+                with pq.ParquetFile(file) as opened:
+                    batches = opened.iter_batches(1 << 14, columns=[wanted])
+                    columns = [batch.column(0) for batch in batches]
             else:
                 columns = _map(file).column(name).chunks
-        except (pa.ArrowException, OSError) as error:
+            for column in columns:
+                # What is mapped may point anywhere, and text be no text.
+                column.validate(full=True)
+            if field is not None:
+                columns = [_field(column, field) for column in columns]
+        except _UNREADABLE as error:
             raise _unreadable(file, error) from error
         kind = (chunks or columns)[0].type if columns else None
         try:
             chunks += [column if column.type == kind else column.cast(kind) for column in columns]
         except pa.ArrowException as error:
-            raise FileError(
-                f"column {name!r} holds {kind} in {files[0]!r} and {columns[0].type} in {file!r}"
-            ) from error
+            raise _differs(name, files[0], kind, file, columns[0].type) from error
     if not chunks:
-        return pa.chunked_array([], read_schema(files[0]).field(name).type)
+        kind = read_schema(files[0]).field(name).type
+        return pa.chunked_array([], kind if field is None else kind.field(field).type)
     return pa.chunked_array(chunks)
+
+
+def _field(structs: pa.Array, name: str) -> pa.Array:
+    """A field of each struct, null where the struct is."""
+    return structs.flatten()[[field.name for field in structs.type].index(name)]
+
+
+def _differs(
+    name: str, first: str, kind: pa.DataType, other: str, other_kind: pa.DataType
+) -> FileError:
+    return FileError(f"column {name!r} holds {kind} in {first!r} and {other_kind} in {other!r}")
 
 
 def class_names(features: dict[str, Any], name: str) -> list[str] | None:
@@ -255,15 +371,6 @@ def _features(schema: pa.Schema) -> dict[str, Any]:
     info = json.loads(described).get("info") if described else None
     features = info.get("features") if isinstance(info, dict) else None
     return features if isinstance(features, dict) else {}
-
-
-def _num_rows(file: str) -> int:
-    try:
-        if suffix(file) == ".parquet":
-            return int(pq.ParquetFile(file).metadata.num_rows)
-        return int(_map(file).num_rows)
-    except (pa.ArrowException, OSError) as error:
-        raise _unreadable(file, error) from error
 
 
 def _map(file: str) -> pa.Table:

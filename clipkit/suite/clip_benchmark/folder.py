@@ -17,7 +17,8 @@ import pyarrow as pa
 from clipkit.data.layouts.columns import lines_of
 from clipkit.data.layouts.listing import split_name
 from clipkit.data.layouts.request import FileError
-from clipkit.data.layouts.shards import Samples, TarSource, list_samples
+from clipkit.data.layouts.shards import TarSource
+from clipkit.data.layouts.tar_index import Samples, list_samples
 from clipkit.data.rows import Rows, Source, StoredRows
 from clipkit.errors import UserError, named
 from clipkit.suite.clip_benchmark.names import read_lines
@@ -120,8 +121,8 @@ class _LabelledSource(Source):
     def image(self, position: int) -> bytes:
         return self._pictures.image(position)
 
-    def image_sizes(self) -> np.ndarray:
-        return self._pictures.image_sizes()
+    def image_sizes(self, positions: np.ndarray) -> np.ndarray:
+        return self._pictures.image_sizes(positions)
 
     def column(self, name: str) -> pa.ChunkedArray:
         return self._table.column(name)
@@ -168,14 +169,14 @@ def _read_folder(
 ) -> Folder:
     kind = _kind(root)
     samples = list_samples(_shards(root, split))
-    if not samples.names:
+    if not len(samples):
         raise UserError(f"split {split!r} is empty")
     field = _FIELD[kind]
     images = [name for name in _IMAGE_FIELDS if name in samples.members]
     if not images:
         raise UserError(f"no pictures (.{', .'.join(_IMAGE_FIELDS)}) in split {split!r}")
     pictures = TarSource(samples, images)
-    _refuse_incomplete(samples, pictures.image_sizes(), "picture")
+    _refuse_incomplete(samples, pictures.image_sizes(np.arange(len(pictures))), "picture")
     if field not in samples.members:
         held = ", ".join(name for name in samples.members if name not in images) or "none"
         raise UserError(f"a {kind} set has .{field} beside its pictures, not {held}")
@@ -235,7 +236,7 @@ def _lines(root: str, name: str) -> list[str] | None:
 
 def _refuse_incomplete(samples: Samples, sizes: np.ndarray, what: str) -> None:
     if len(lacking := np.flatnonzero(sizes < 0)):
-        shown = named([samples.names[int(place)] for place in lacking[:4]])
+        shown = named([samples.name(int(place)) for place in lacking[:4]])
         raise UserError(f"{len(lacking):,} of {len(sizes):,} samples have no {what} ({shown})")
 
 
@@ -258,10 +259,10 @@ def _fields(samples: Samples, field: str) -> Iterator[_Field]:
     places = samples.members[field]
     for number, shard in enumerate(samples.shards):
         with open(shard, "rb") as stream:
-            for position in np.flatnonzero(samples.shard == number):
+            for position in np.flatnonzero(samples.shard == number).tolist():
                 offset, size = (int(value) for value in places[position])
                 stream.seek(offset)
-                name = f"{samples.names[position]}.{field} in {os.path.basename(shard)}"
+                name = f"{samples.name(position)}.{field} in {os.path.basename(shard)}"
                 yield _Field(name, stream.read(size))
 
 
@@ -273,7 +274,7 @@ def _captions(samples: Samples) -> Iterator[list[str]]:
 
 
 def _labels(samples: Samples, names: Sequence[str] | None) -> np.ndarray:
-    labels = np.empty(len(samples.names), np.int64)
+    labels = np.empty(len(samples), np.int64)
     for position, field in enumerate(_fields(samples, "cls")):
         text = field.text.strip()
         if not re.fullmatch(r"[0-9]{1,9}", text):

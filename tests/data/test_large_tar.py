@@ -1,0 +1,114 @@
+"""Many tar shards: listed as tarfile lists them, the list kept, few files open."""
+
+from __future__ import annotations
+
+import io
+import os
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from clipkit.data.layouts import open_files, open_layout, tar_index
+from clipkit.data.layouts.tar_index import list_samples
+from clipkit.data.layouts.tar_members import members
+
+FORMATS = {"pax": tarfile.PAX_FORMAT, "gnu": tarfile.GNU_FORMAT, "ustar": tarfile.USTAR_FORMAT}
+
+
+def write_shard(
+    path: Path, names: list[str], *, form: int = tarfile.PAX_FORMAT, seed: int = 0
+) -> Path:
+    rng = np.random.default_rng(seed)
+    with tarfile.open(path, "w", format=form) as archive:
+        folder = tarfile.TarInfo("folder")
+        folder.type = tarfile.DIRTYPE
+        archive.addfile(folder)
+        for number, name in enumerate(names):
+            for kind in ("jpg", "txt"):
+                content = rng.bytes(int(rng.integers(1, 1500))) if kind == "jpg" else name.encode()
+                member = tarfile.TarInfo(f"{name}.{kind}")
+                member.size, member.mtime = len(content), 1.5 if number % 3 else 7
+                archive.addfile(member, io.BytesIO(content))
+        link = tarfile.TarInfo("link.jpg")
+        link.type, link.linkname = tarfile.SYMTYPE, f"{names[0]}.jpg"
+        archive.addfile(link)
+    return path
+
+
+@pytest.mark.parametrize("form", FORMATS.values(), ids=FORMATS)
+def test_members_are_those_of_tarfile(form: int, tmp_path: Path) -> None:
+    names = [f"folder/{'deep/' * (n % 3) * 12}{'é' * (n % 2)}{n:04d}" for n in range(50)]
+    path = write_shard(tmp_path / "a.tar", names, form=form)
+    with tarfile.open(path) as archive:
+        expected = [(m.name, m.offset_data, m.size) for m in archive if m.isfile()]
+    assert list(members(str(path))) == expected
+    assert len(expected) == 100
+
+
+@pytest.fixture
+def kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A cache in which the index of any shards is kept."""
+    monkeypatch.setattr(tar_index, "_WORTH_KEEPING", 1)
+    monkeypatch.setattr(tar_index, "_MOST_OF_THE_DATA", 1)
+    return tmp_path / "cache"
+
+
+def test_the_index_is_kept_and_built_again(kept: Path, tmp_path: Path) -> None:
+    shards = [str(write_shard(tmp_path / f"{n}.tar", [f"{n}é{m}" for m in range(5)], seed=n))
+              for n in range(3)]  # fmt: skip
+    first = list_samples(shards, str(kept))
+    (file,) = kept.glob("shards-*.clipkit")
+    written = file.stat().st_mtime_ns
+    again = list_samples(shards, str(kept))
+    assert file.stat().st_mtime_ns == written
+    assert again.names.to_pylist() == first.names.to_pylist() == again.keys().to_pylist()
+    assert again.shard.tolist() == first.shard.tolist()
+    assert {f: m.tolist() for f, m in again.members.items()} == {
+        f: m.tolist() for f, m in first.members.items()
+    }
+    content = file.read_bytes()
+    file.unlink()  # what is mapped of it stays as it was
+    file.write_bytes(content[:100] + b"x" + content[101:])
+    assert list_samples(shards, str(kept)).names.to_pylist() == first.names.to_pylist()
+    assert file.read_bytes() == content
+    # Other shards under the same names have another index.
+    write_shard(tmp_path / "0.tar", ["other"])
+    os.utime(tmp_path / "0.tar", ns=(1, 1))
+    assert list_samples(shards, str(kept)).name(0) == "other"
+    assert len(list(kept.glob("shards-*.clipkit"))) == 2
+
+
+def test_no_index_is_kept_that_is_large_or_has_no_folder(
+    kept: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shard = str(write_shard(tmp_path / "a.tar", ["a", "b"]))
+    kept.write_text("a file in its place")
+    assert list_samples([shard], str(kept)).names.to_pylist() == ["a", "b"]
+    monkeypatch.setattr(tar_index, "_MOST_OF_THE_DATA", 0)
+    assert list_samples([shard], str(tmp_path / "other")).names.to_pylist() == ["a", "b"]
+    assert not list((tmp_path / "other").glob("*.clipkit"))
+
+
+def test_more_shards_than_files_may_be_open(tmp_path: Path) -> None:
+    count = 3 * open_files.MAX_OPEN
+    for number in range(count):
+        write_shard(tmp_path / f"{number:04d}.tar", [f"{number:04d}"], seed=number)
+    before = len(os.listdir("/proc/self/fd"))
+    rows = open_layout(str(tmp_path)).split("train")
+    assert [row.captions[0] for row in rows] == rows.keys()
+    order = np.random.default_rng(0).permutation(count).tolist()
+    for row in order:
+        path = tmp_path / f"{row:04d}.tar"
+        with tarfile.open(path) as archive:
+            member = archive.extractfile(f"{row:04d}.jpg")
+            assert member is not None
+            assert rows.image(row) == member.read()
+    assert len(os.listdir("/proc/self/fd")) <= before + open_files.MAX_OPEN
+    child = os.fork()  # what is open may be shared, since every read names its place
+    if child == 0:
+        same = all(len(rows.image(row)) for row in reversed(order))
+        os._exit(0 if same else 1)
+    assert all(rows.image(row) for row in order)
+    assert os.waitpid(child, 0)[1] == 0
