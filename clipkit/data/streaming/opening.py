@@ -53,11 +53,13 @@ from clipkit.data.streaming.shards import (
     ParquetShard,
     Reading,
     RowsShard,
+    Sample,
     Shard,
     TableChunk,
     TarShard,
     index_of,
     samples_of,
+    tables_of,
 )
 from clipkit.errors import UserError, named
 
@@ -310,20 +312,26 @@ def _head(file: str, columns: list[str]) -> pa.Table:
 
 def _of_tars(request: Request, files: Sequence[str]) -> _Opened:
     file = _first_readable(files, lambda path: next(samples_of(path)))
-    index = index_of(file, _beginning(samples_of(file)))
-    images = choose_images(request, list(index.members))
+    beginning = _beginning(samples_of(file))
+    images = choose_images(request, list(index_of(file, beginning).members))
     classes = read_classes(files[0])
-    source = TarSource(index, images, classes)
-    captions = choose_captions(request, source)
-    reading = Reading(request, captions)
-    reading.rows(source, index.names)
+
+    def read(samples: Sequence[Sample]) -> Reading:
+        index = index_of(file, samples)
+        there = [field for field in images if field in index.members]
+        source = TarSource(index, there, classes)
+        reading = Reading(request, choose_captions(request, source))
+        reading.rows(source)  # so that a field that holds no text is refused here
+        return reading
+
+    reading = _from_the_first_sound([beginning, *([sample] for sample in beginning)], read)
 
     def shards(paths: list[str]) -> list[Shard]:
         return [
             TarShard(path, reading=reading, image_fields=images, classes=classes) for path in paths
         ]
 
-    return shards, "/".join(images), captions
+    return shards, "/".join(images), reading.captions
 
 
 def _beginning(values: Iterator[Any]) -> list[Any]:
@@ -335,6 +343,20 @@ def _beginning(values: Iterator[Any]) -> list[Any]:
         if not taken:
             raise
     return taken
+
+
+def _from_the_first_sound(
+    some: Sequence[Sequence[Sample]], read: Callable[[Sequence[Sample]], Reading]
+) -> Reading:
+    """What is read of the first samples that can be; single ones may be broken."""
+    first: Exception | None = None
+    for samples in some:
+        try:
+            return read(samples)
+        except (ValueError, IndexError) as error:
+            first = first or error
+    assert first is not None
+    raise first
 
 
 def _first_readable(files: Sequence[str], read: Callable[[str], object]) -> str:
@@ -373,10 +395,9 @@ def stream_of_hub(request: Request, loaded: dict[str, Any]) -> StreamedData:
         UserError: no pictures or captions in it.
     """
     loaded = in_order({split_name(name): dataset for name, dataset in loaded.items()})
-    tables = {split: dataset.with_format("arrow") for split, dataset in loaded.items()}
-    model = tables.get("train") or next(iter(tables.values()))
+    model = loaded.get("train") or next(iter(loaded.values()))
     try:
-        beginning: pa.Table = next(iter(model.iter(batch_size=AT_A_TIME)))
+        beginning = next(tables_of(model))
     except Exception as error:  # its own class in three libraries
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise request.error(f"cannot be streamed ({reason})") from error
@@ -386,7 +407,7 @@ def stream_of_hub(request: Request, loaded: dict[str, Any]) -> StreamedData:
             f"column {image_column!r} holds paths, and the pictures themselves do not come with "
             "the stream; download the data set first, or leave out data.streaming"
         )
-    features = features_of(beginning.schema)
+    features = model.features.to_dict() if model.features is not None else {}
     source = TableChunk(beginning, image_column, features, None)
     captions = choose_captions(request, source)
     reading = Reading(request, captions)
@@ -396,7 +417,7 @@ def stream_of_hub(request: Request, loaded: dict[str, Any]) -> StreamedData:
             HubShard(dataset, number, reading=reading, image_column=image_column, features=features)
             for number in range(dataset.num_shards)
         ]
-        for split, dataset in tables.items()
+        for split, dataset in loaded.items()
     }
     counts = {split: len(shards) for split, shards in splits.items()}
     return StreamedData(

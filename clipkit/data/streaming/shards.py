@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from clipkit.data.broken import WRONG_TYPE, BrokenRowError
-from clipkit.data.layouts.columns import KEY_COLUMNS, find, read_captions, readable
+from clipkit.data.layouts.columns import KEY_COLUMNS, arrow_of, find, read_captions, readable
 from clipkit.data.layouts.request import PictureFolder, Request
 from clipkit.data.layouts.shards import TarSource
 from clipkit.data.layouts.tables import class_names, open_arrow
@@ -277,7 +277,7 @@ class HubShard(Shard):
     """A shard of a data set that `datasets` streams.
 
     Args:
-        dataset: an IterableDataset that gives tables.
+        dataset: an IterableDataset.
         number: of the shard.
         reading: what makes a pair.
         image_column: where pictures stand.
@@ -300,7 +300,7 @@ class HubShard(Shard):
     def chunks(self, first: int) -> Iterator[Chunk]:
         rows = self._dataset.shard(num_shards=self._dataset.num_shards, index=self._number)
         rows = rows.skip(first) if first else rows
-        for table in rows.iter(batch_size=AT_A_TIME):
+        for table in tables_of(rows):
             yield from _chunks(first, len(table), self._source(table))
             first += len(table)
 
@@ -308,6 +308,24 @@ class HubShard(Shard):
         return lambda start, number: self._reading.rows(
             TableChunk(table.slice(start, number), self._image_column, self._features, None)
         )
+
+
+def tables_of(dataset: Any) -> Iterator[pa.Table]:
+    """The rows of an IterableDataset, some at a time; pictures as they are kept.
+
+    Row by row: where it makes tables itself, some of its formats differ from row to row.
+    """
+    rows = iter(dataset if dataset.features is None else dataset.decode(False))
+    while some := list(islice(rows, AT_A_TIME)):
+        names = dict.fromkeys(name for row in some for name in row)
+        yield pa.table({name: _cells([row.get(name) for row in some]) for name in names})
+
+
+def _cells(values: list[Any]) -> pa.Array:
+    picture = {"bytes", "path"}
+    if any(isinstance(value, dict) and value.keys() == picture for value in values):
+        return pa.array(values, pa.struct([("bytes", pa.binary()), ("path", pa.string())]))
+    return arrow_of(values)
 
 
 class Sample(NamedTuple):
