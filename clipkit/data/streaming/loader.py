@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from torch.utils.data import DataLoader
@@ -127,15 +127,21 @@ class StreamLoader(DataLoader[PairBatch]):
         self._passes = [*self._passes[-_KEPT:], (self._handed_out, present)]
         windows = self._stream.of_rank(self._rank, self._world_size, present).windows
         number = self._handed_out * self._share
-        self._sampler.begin(windows, place, number=number, epoch_of=self._epoch_of)
+        self._sampler.begin(windows, place, number=number, epoch_of=self._epochs_of_rows())
         self._begins_anew = place == START and not present.already.records
         self._batches = super().__iter__()
 
-    def _epoch_of(self, row: int) -> int:
-        if self._steps is None:
-            return self._passes[-1][1].number
-        batches = self._start.epoch * self._steps + self._start.batches + row // self._share
-        return batches // self._steps
+    def _epochs_of_rows(self) -> Callable[[int], int]:
+        """The epoch of a row by its number; knows nothing of the loader, which knows the sampler.
+
+        Torch ends the workers of a loader that is in a circle only after a wait.
+        """
+        steps, share = self._steps, self._share
+        if steps is None:
+            _, present = self._passes[-1]
+            return lambda row: present.number
+        before = self._start.epoch * steps + self._start.batches
+        return lambda row: (before + row // share) // steps
 
     def _next(self) -> PairBatch | None:
         """The next batch of the pass; None where a rank has none left."""

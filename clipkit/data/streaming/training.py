@@ -93,3 +93,4 @@ class StreamTraining:
         """End the thread that reads."""
         if self._loader is not None:
             self._loader.close()
+            self._loader = None

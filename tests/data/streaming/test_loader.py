@@ -137,7 +137,6 @@ def test_two_values_at_a_time():
     for value in reader:
         seen += 1
         del value
-        gc.collect()
     reader.close()
     assert seen == 20
 
@@ -225,7 +224,7 @@ def test_options_are_above_zero():
 
 def test_a_batch_that_no_pass_fills(pairs, write):
     data = pairs(write("tar", [9, 9]), batch_size=64)
-    with pytest.raises(UserError, match="data.batch_size: in a pass through the stream"):
+    with pytest.raises(UserError, match=r"data\.batch_size: in a pass through the stream"):
         list(data.train_dataloader())
     data.teardown("fit")
 

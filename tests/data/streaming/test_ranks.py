@@ -16,11 +16,14 @@ UNEVEN = {
 
 
 def cases(write, layouts, workers):
+    paths = [
+        write(layout, sizes, f"{layout} {name}")
+        for layout, (name, sizes) in itertools.product(layouts, UNEVEN.items())
+    ]
     return [
-        {"path": write(layout, sizes, f"{layout} {name}"), "batch": 2, "workers": number,
-         "epochs": 2}
-        for layout, (name, sizes), number in itertools.product(layouts, UNEVEN.items(), workers)
-    ]  # fmt: skip
+        {"path": path, "batch": 2, "workers": number, "epochs": 2}
+        for path, number in itertools.product(paths, workers)
+    ]
 
 
 @pytest.mark.parametrize("world_size", [2, 3])
