@@ -434,8 +434,9 @@ def _download(address: str) -> bytes:
     """A picture whose address alone a data set of the hub holds."""
     from datasets.utils.file_utils import xopen
 
-    if "://" not in address:
-        raise OSError(f"{address!r} is no address")
+    # What a stranger wrote down may not lead to a file here, nor anywhere but to the hub.
+    if not address.rpartition("::")[2].startswith("hf://"):
+        raise OSError(f"{address!r} is no address on the hub")
     with xopen(address, "rb") as stream:
         content: bytes = stream.read()
     return content

@@ -105,3 +105,14 @@ def test_paths_without_pictures_are_refused(tmp_path):
 def test_no_hub(pairs):
     with pytest.raises(UserError, match=r"data.dataset 'nobody/nothing'.*the hub cannot give"):
         pairs("nobody/nothing")
+
+
+@pytest.mark.parametrize("address", ["file:///etc/passwd", "/etc/passwd", "zip://a::/etc/passwd"])
+def test_addresses_lead_to_the_hub_alone(address):
+    import pyarrow as pa
+
+    from clipkit.data.streaming.shards import TableChunk
+
+    table = pa.table({"image": [{"bytes": None, "path": address}]})
+    with pytest.raises(OSError, match="no address on the hub"):
+        TableChunk(table, "image", {}, None).image(0)
