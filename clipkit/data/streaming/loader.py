@@ -151,7 +151,8 @@ class StreamLoader(DataLoader[PairBatch]):
             if self._begins_anew:
                 raise UserError(
                     f"data.batch_size: in a pass through the stream, one of {self._world_size} "
-                    f"ranks has fewer than the {self._share} pairs of its share of a batch"
+                    f"ranks has fewer than the {self._share} pairs of its share of a batch; a "
+                    "smaller batch, or shards of like size, would fill it"
                 )
             return None
         self._begins_anew = False

@@ -15,13 +15,13 @@ UNEVEN = {
 }
 
 
-def cases(write, layouts, workers):
+def cases(write, layouts, workers, batch=2):
     paths = [
         write(layout, sizes, f"{layout} {name}")
         for layout, (name, sizes) in itertools.product(layouts, UNEVEN.items())
     ]
     return [
-        {"path": path, "batch": 2, "workers": number, "epochs": 2}
+        {"path": path, "batch": batch, "workers": number, "epochs": 2}
         for path, number in itertools.product(paths, workers)
     ]
 
@@ -55,7 +55,8 @@ def test_each_rank_has_its_share_of_few_shards(write, tmp_path):
 @pytest.mark.parametrize("world_size", [1, 2, 3])
 def test_the_whole_grid(write, tmp_path, world_size):
     """1 to 7 shards, 0, 2 and 4 workers, every layout."""
-    listed = cases(write, ["parquet", "arrow", "tar", "list"], [0, 2, 4])
+    # A rank may have a tar of one row, and none of the others.
+    listed = cases(write, ["parquet", "arrow", "tar", "list"], [0, 2, 4], batch=1)
     found = of_ranks(world_size, tmp_path / "ranks", listed)
     for ranks in found:
         assert_even(ranks)

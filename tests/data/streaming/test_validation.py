@@ -52,3 +52,11 @@ def test_the_same_whatever_the_layout(pairs, write):
         for layout in ("parquet", "arrow", "tar")
     }  # fmt: skip
     assert found["parquet"] == found["arrow"] == found["tar"]
+
+
+def test_validate_from_the_checkpoint_alone(workdir, command, write):
+    path = write("tar", [60, 50])
+    words = ["--data.streaming.shuffle_window=16", "--data.streaming.steps_per_epoch=3"]
+    recipe = ["fit", "-c", "base", "-c", "tiny.yaml", "--run_name=run"]
+    assert command(*recipe, f"--data.dataset={path}", *words) == 0
+    assert command("validate", "--ckpt_path", "runs/tiny/run/checkpoints/last.ckpt") == 0
