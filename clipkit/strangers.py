@@ -30,6 +30,7 @@ PUBLIC_PARTS = frozenset(
         "clipkit.data.Augmentation",
         "clipkit.data.HuggingFacePairs",
         "clipkit.data.ShapesPairs",
+        "clipkit.data.Streaming",
         "clipkit.encoders.BagOfTokens",
         "clipkit.encoders.ConvNet",
         "clipkit.encoders.HuggingFaceTextEncoder",

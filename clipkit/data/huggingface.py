@@ -8,12 +8,16 @@ import numpy as np
 
 from clipkit.data.images import Augmentation
 from clipkit.data.pairs import TRAIN, VALIDATION, CaptionPolicy, PairDataModule
+from clipkit.data.streaming import Streaming
 from clipkit.errors import UserError
 from clipkit.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from clipkit.data.layouts import Layout
     from clipkit.data.rows import Rows
+    from clipkit.data.streaming.opening import StreamedData
+    from clipkit.data.streaming.splits import Columns, StreamedSplits
+    from clipkit.data.streaming.stream import Stream
 
 
 FEW = 50
@@ -33,6 +37,8 @@ class HuggingFacePairs(PairDataModule):
         caption_column: found by its name where left out.
         caption_template: makes a caption of a class's name, where folders are classes.
         train_split: the split to train on.
+        streaming: read the data set from its beginning on instead of opening it as a whole; true is
+            `Streaming` as it stands. A hub id is then not downloaded first.
         batch_size: pairs that the loss sees per step over all ranks together.
         num_workers: loader processes a rank; results do not depend on it. Left out: none on a
             machine without a GPU, else the cores a rank has, at most 8.
@@ -66,6 +72,7 @@ class HuggingFacePairs(PairDataModule):
         caption_column: str | None = None,
         caption_template: str = "a photo of a {}.",
         train_split: str = TRAIN,
+        streaming: Streaming | bool = False,
         batch_size: int = 256,
         num_workers: int | None = None,
         captions: CaptionPolicy = "random",
@@ -102,6 +109,10 @@ class HuggingFacePairs(PairDataModule):
         self.caption_column = caption_column
         self.caption_template = caption_template
         self.train_split = train_split
+        self.streaming = (
+            (Streaming() if streaming else None) if isinstance(streaming, bool) else (streaming)
+        )
+        self._splits: StreamedSplits | None = None
         self._layouts: dict[tuple[str | None, str | None], Layout] = {}
         self._held_out_hashes: np.ndarray | None = None
 
@@ -111,9 +122,10 @@ class HuggingFacePairs(PairDataModule):
     def evaluation_rows(
         self, split: str, *, image_column: str | None = None, caption_column: str | None = None
     ) -> Rows:
-        layout = self._layout(
-            image_column or self.image_column, caption_column or self.caption_column
-        )
+        columns = (image_column or self.image_column, caption_column or self.caption_column)
+        if self.streaming is not None:
+            return self._streamed_splits(self.streaming).rows(split, columns)
+        layout = self._layout(*columns)
         if split == TRAIN:
             split = self.train_split
         if split in (self.train_split, VALIDATION) and not layout.splits.keys() & {
@@ -130,6 +142,35 @@ class HuggingFacePairs(PairDataModule):
         held_out = np.isin(rows.key_hashes(), self._held_out())
         return rows.select(np.flatnonzero(held_out == (split == VALIDATION)))
 
+    def stream(self) -> Stream | None:
+        if self.streaming is None:
+            return None
+        splits = self._streamed_splits(self.streaming)
+        return splits.stream(seed=self.seed, every_caption=self.captions == "all")
+
+    def _streamed_splits(self, options: Streaming) -> StreamedSplits:
+        from clipkit.data.streaming.splits import StreamedSplits
+
+        if self._splits is None:
+            self._splits = StreamedSplits(
+                options,
+                columns=(self.image_column, self.caption_column),
+                train_split=self.train_split,
+                opened=self._open_stream,
+            )
+        return self._splits
+
+    def _open_stream(self, columns: Columns) -> StreamedData:
+        from clipkit.data.streaming.opening import open_stream
+
+        image_column, caption_column = columns
+        return open_stream(
+            self.dataset,
+            image_column=image_column,
+            caption_column=caption_column,
+            caption_template=self.caption_template,
+        )
+
     def _held_out(self) -> np.ndarray:
         """Return the hashes of the pictures kept from training, whichever columns are read."""
         if self._held_out_hashes is None:
@@ -141,6 +182,8 @@ class HuggingFacePairs(PairDataModule):
         return self._held_out_hashes
 
     def describe(self) -> str:
+        if self.streaming is not None:
+            return f"data: {self._streamed_splits(self.streaming).describe()}"
         layout = self._layout(self.image_column, self.caption_column)
         held_out = ""
         if VALIDATION not in layout.splits and self.train_split in layout.splits:
@@ -151,6 +194,8 @@ class HuggingFacePairs(PairDataModule):
         return f"data: {layout.describe()}{held_out}"
 
     def fingerprint(self) -> str:
+        if self.streaming is not None:
+            return self._streamed_splits(self.streaming).fingerprint
         return self._layout(self.image_column, self.caption_column).fingerprint
 
     def _layout(self, image_column: str | None, caption_column: str | None) -> Layout:
