@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from clipkit.errors import UserError
@@ -26,7 +26,8 @@ class Request:
 
     path: str
     image_column: str | None = None
-    caption_column: str | None = None
+    caption_column: str | dict[str, float] | None = None
+    negative_column: str | None = None
     caption_template: str = "a photo of a {}."
     captions_required: bool = True
     image_folder: str | None = None
@@ -39,6 +40,8 @@ class Request:
                 f"{self.key('caption_template')} {self.caption_template!r} has no {{}} for the"
                 " name of the class, as in 'a photo of a {}.'"
             )
+        if isinstance(self.caption_column, dict):
+            check_weights(self.key("caption_column"), self.caption_column)
         if self.image_folder is not None and not os.path.isdir(self.image_folder):
             raise UserError(f"{self.key('image_folder')} {self.image_folder!r} is no folder")
 
@@ -50,10 +53,10 @@ class Request:
         """A mistake in the data set: the key, the path and the sentence."""
         return UserError(f"{self.option} {self.path!r}: {message}")
 
-    def no_column(self, what: str, columns: list[str]) -> UserError:
-        """The column named under `image_column` or `caption_column` does not exist."""
+    def no_column(self, what: str, columns: list[str], name: str | None = None) -> UserError:
+        """The column named under an option, its value where no name is given, does not exist."""
         return UserError(
-            f"{self.key(what)} {getattr(self, what)!r} is no column of {self.path!r}; the"
+            f"{self.key(what)} {name or getattr(self, what)!r} is no column of {self.path!r}; the"
             f" columns are: {', '.join(columns) or 'none'}"
         )
 
@@ -107,6 +110,19 @@ class PictureFolder:
             os.path.relpath(self.file(path), self.path) if _may_leave(path) else path
             for path in paths
         ]
+
+
+def check_weights(option: str, weights: Mapping[str, float]) -> None:
+    """Refuse weights that are no shares of a whole.
+
+    Raises:
+        UserError: there is none, or one is not a positive number.
+    """
+    if not weights:
+        raise UserError(f"{option}: {{}} names nothing to draw from")
+    for name, weight in weights.items():
+        if not 0 < weight < float("inf"):
+            raise UserError(f"{option}: the weight of {name!r}, {weight:g}, is not above 0")
 
 
 def _may_leave(path: str) -> bool:
