@@ -433,6 +433,11 @@ class StoredRows(Rows):
             _counts=np.concatenate(counts) if counts else None,
         )
 
+    def have_captions(self) -> np.ndarray:
+        """Which rows (N,) have any caption."""
+        counts = [trimmed(block)[0] for block in self.caption_blocks()]
+        return np.concatenate(counts) > 0 if counts else np.zeros(0, bool)
+
     def cells(self, name: str) -> pa.ChunkedArray:
         """The values of a column as they are kept (N).
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from clipkit.errors import UserError
@@ -40,8 +40,6 @@ class Request:
                 f"{self.key('caption_template')} {self.caption_template!r} has no {{}} for the"
                 " name of the class, as in 'a photo of a {}.'"
             )
-        if isinstance(self.caption_column, dict):
-            check_weights(self.key("caption_column"), self.caption_column)
         if self.image_folder is not None and not os.path.isdir(self.image_folder):
             raise UserError(f"{self.key('image_folder')} {self.image_folder!r} is no folder")
 
@@ -110,19 +108,6 @@ class PictureFolder:
             os.path.relpath(self.file(path), self.path) if _may_leave(path) else path
             for path in paths
         ]
-
-
-def check_weights(option: str, weights: Mapping[str, float]) -> None:
-    """Refuse weights that are no shares of a whole.
-
-    Raises:
-        UserError: there is none, or one is not a positive number.
-    """
-    if not weights:
-        raise UserError(f"{option}: {{}} names nothing to draw from")
-    for name, weight in weights.items():
-        if not 0 < weight < float("inf"):
-            raise UserError(f"{option}: the weight of {name!r}, {weight:g}, is not above 0")
 
 
 def _may_leave(path: str) -> bool:
