@@ -34,6 +34,7 @@ from clipkit.callbacks.console import Bar, Console
 from clipkit.callbacks.interruption import Interruption, Stopped
 from clipkit.callbacks.monitors import CheckMonitors
 from clipkit.callbacks.quarantine import Quarantine
+from clipkit.callbacks.source_counts import SourceCounts
 from clipkit.callbacks.watching_ranks import WatchingRanks
 from clipkit.data import PairDataModule
 from clipkit.errors import UserError, did_you_mean
@@ -263,6 +264,7 @@ class ClipkitCLI(LightningCLI):
                 continued=self.continued,
             ),
             Quarantine(),
+            SourceCounts(),
             Interruption(),
             WatchingRanks(trainer.strategy),
         ]

@@ -121,6 +121,11 @@ class MixedPairs(PairDataModule):
             for name, source in sources.items()
         }
 
+    @property
+    def source_names(self) -> list[str]:
+        """What the sources are called, by which they are counted."""
+        return list(self.stored)
+
     def load(self, split: str) -> Rows:
         raise UserError(f"data.sources: the split {split!r} of a mixture is no one table of rows")
 
