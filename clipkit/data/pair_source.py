@@ -50,7 +50,7 @@ class PairSource:
         weight: this data's part of an epoch, of the sum of all weights.
     """
 
-    dataset: str
+    dataset: str = ""
     image_column: str | None = None
     caption_column: str | dict[str, float] | None = None
     caption_template: str = "a photo of a {}."
@@ -74,6 +74,8 @@ class StoredPairs:
     """
 
     def __init__(self, source: PairSource, *, option: str) -> None:
+        if not source.dataset:
+            raise UserError(f"{option}.dataset: needed; a hub id, a folder or a file is accepted")
         self.source = source
         self.option = option
         columns = source.caption_column

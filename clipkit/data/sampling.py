@@ -94,7 +94,7 @@ class MixtureOrder(Order):
         # By its name, so that its order does not hang on the other sources.
         seeds = [(self._seed, *name.encode(), number) for number in range(first, last)]
         rounds = [np.random.default_rng(seed).permutation(length) for seed in seeds]
-        return np.concatenate(rounds)[skipped : skipped + share]
+        return np.concatenate([np.empty(0, np.int64), *rounds])[skipped : skipped + share]
 
 
 def shares_of(weights: Mapping[str, float], total: int) -> dict[str, int]:

@@ -270,7 +270,7 @@ def test_build(two, mixed):
     ("word", "said"),
     [
         ("--data.sources.two.wieght=2", "wieght"),
-        ("--data.sources.tow.weight=2", "tow"),
+        ("--data.sources.tow.weight=2", "data.sources.tow.dataset: needed"),
         ("--data.validation_sources=[tow]", "data.validation_sources"),
         ("--data.sources.two.filters.min_wrods=2", "min_wrods"),
         ("--data.sources.two.weight=0", "data.sources"),

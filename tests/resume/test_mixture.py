@@ -38,10 +38,10 @@ def test_stopped_within_an_epoch(fit, workdir, step, workers):
     with pytest.raises(RuntimeError, match="crash"):
         fit("stopped", *more, *crash("on_train_batch_end", step))
     assert fit("stopped", *more, "--ckpt_path=last") == 0
-    whole = Run(workdir / "runs" / "mixture" / "whole")
+    whole = Run(workdir / "runs" / "again" / "whole")
     counts = {name: value for name, at, value in whole.points if at == 14 and "_pairs" in name}
     assert counts == {"data/one_pairs": 39, "data/two_pairs": 21}
-    Run(workdir / "runs" / "mixture" / "stopped").assert_same(whole)
+    Run(workdir / "runs" / "again" / "stopped").assert_same(whole)
 
 
 def test_another_mixture_within_an_epoch_is_refused(fit, capsys):
