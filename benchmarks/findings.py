@@ -251,6 +251,19 @@ def of_whatever(result: Result) -> Iterator[Finding]:
             yield Finding(name.replace("_", " "), measured, float(goal), at_most=name in AT_MOST)
 
 
-AT_MOST = {"share", "mib_above_the_embeddings", "largest_difference", "data_wait"}
+AT_MOST = {
+    *("share", "mib_above_the_embeddings", "largest_difference", "data_wait"),
+    *("seconds_to_first_step", "pss_above_mb", "rss_above_mb", "share_written"),
+}
+
+
+def of_tracking(result: Result) -> Iterator[Finding]:
+    """Each store against none, and each dead one against one that lives."""
+    for kind, against in (("cost", "nothing kept"), ("dead", "a live server")):
+        for side, found in result[kind].items():
+            goal = result["must_show"][kind]["at_most"]
+            what = f"a step with {side}, over {against}"
+            yield Finding(what, spread_of(found), goal, " times", at_most=True)
+
 
 Reader = Callable[[Result], Iterator[Finding]]

@@ -138,6 +138,15 @@ OTHERS = (
         "trains-as-well", "the same recipe through open_clip's loop and ours, five seeds a side",
         "trains_as_well --seeds 5 --minutes 4", "", findings.of_trains_as_well,
     ),
+    Question(
+        "tracking", "what it costs a step that nothing is lost, also with a dead server",
+        "tracking --steps 60", "--rounds 1 --steps 5 --sides off sqlite refused",
+        findings.of_tracking,
+    ),
+    Question(
+        "large-data", "a million rows, 2 GB of parquet and of tar, where they lie",
+        "large_data large", "", findings.of_whatever, needs_data=True,
+    ),
 )  # fmt: skip
 """Asked by themselves: too long, or not of training."""
 

@@ -1,14 +1,16 @@
-"""What tracking costs a training step: with it, without it, and with a server that is dead.
+"""What it costs a training step that nothing is lost: tracking, with a server that is dead too.
 
 python -m benchmarks.tracking [--rounds 20] [--steps 40] [--every 1]
 python -m benchmarks.tracking --rounds 1 --steps 5 --sides off sqlite refused   # to see it work
 
 `clipkit fit` of the quickstart's model on drawn shapes, every step logged (the recipe itself logs
 every 10th). A contender is a process that trains without end and is asked for so many steps in
-turn; between turns it waits. `off` has neither MLflow nor journal nor run folder; `sqlite` and
-`server` send to a store that lives, and the others to one that is dead: it refuses the connection
-(`refused`), takes it and is silent (`silent`), or does not answer at all (`black hole`). The
-turns begin when whoever sends has found out.
+turn; between turns it waits. `off` has neither MLflow nor journal nor run folder, keeps no account
+of broken rows, cannot be stopped between two steps, and draws its order and its dropout as torch
+does, which nothing can go on with; the others have all of that. `sqlite` and `server` send to a
+store that lives, and the others to one that is dead: it refuses the connection (`refused`), takes
+it and is silent (`silent`), or does not answer at all (`black hole`). The turns begin when whoever
+sends has found out.
 
 `cost` is the store that lives against none, `dead` the dead one against the live server. Reads and
 writes are those that the kernel counts for the training process (/proc/self/io); system calls are
@@ -38,6 +40,7 @@ from typing import Any, NamedTuple
 
 import lightning as L
 import torch
+from torch.utils.data import DataLoader, RandomSampler
 
 from benchmarks.interleaved import parser, ratio, record, shown, spread, table
 
@@ -163,7 +166,7 @@ def train(
 ) -> None:
     """Train without end, in turns."""
     import clipkit
-    from clipkit.tracking import Journal, RunFolder, callbacks_of
+    from clipkit.tracking import callbacks_of
 
     logging.getLogger("lightning").setLevel(logging.ERROR)
     warnings.simplefilter("ignore")
@@ -182,12 +185,39 @@ def train(
         ],
     )  # fmt: skip
     if side == "off":
-        trainer.loggers = [one for one in trainer.loggers if not isinstance(one, Journal)]
-        for callback in callbacks_of(trainer)[:]:
-            if isinstance(callback, RunFolder):
-                callbacks_of(trainer).remove(callback)
+        _take_off(module, data, trainer)
     callbacks_of(trainer).append(_InTurns(options.steps, asked))
     trainer.fit(module, datamodule=data)
+
+
+def _take_off(module: Any, data: Any, trainer: L.Trainer) -> None:
+    """Leave nothing of what a run goes on with, or is told by."""
+    from clipkit.callbacks.interruption import Interruption
+    from clipkit.callbacks.quarantine import Quarantine
+    from clipkit.tracking import Journal, RunFolder, callbacks_of
+
+    trainer.loggers = [one for one in trainer.loggers if not isinstance(one, Journal)]
+    for callback in callbacks_of(trainer)[:]:
+        if isinstance(callback, RunFolder | Quarantine | Interruption):
+            callbacks_of(trainer).remove(callback)
+    module.on_train_batch_start = lambda *_: None  # no seed a step
+    loader_of = data.train_dataloader
+
+    def as_torch_draws() -> DataLoader[Any]:
+        loader = loader_of()
+        return DataLoader(
+            loader.dataset, loader.batch_size, sampler=_RandomKeys(loader.dataset),
+            collate_fn=loader.collate_fn, drop_last=True,
+        )  # fmt: skip
+
+    data.train_dataloader = as_torch_draws
+
+
+class _RandomKeys(RandomSampler):
+    def __iter__(self) -> Iterator[Any]:
+        from clipkit.data.sampling import SampleKey
+
+        return (SampleKey(0, number) for number in super().__iter__())
 
 
 class Contender:

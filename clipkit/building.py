@@ -37,7 +37,7 @@ from clipkit.callbacks.quarantine import Quarantine
 from clipkit.callbacks.source_counts import SourceCounts
 from clipkit.callbacks.watching_ranks import WatchingRanks
 from clipkit.data import PairDataModule
-from clipkit.errors import UserError, did_you_mean
+from clipkit.errors import UserError, did_you_mean, of_memory
 from clipkit.module import CLIPModule
 from clipkit.parser_errors import explain, one_line
 from clipkit.saving import WholeFiles
@@ -304,7 +304,7 @@ def run(
     _check_importable(trust)
     _quieten_libraries()
     try:
-        with _naming_unusable_states(words):
+        with _naming_causes(words):
             return command(words, trust=trust).exit_code
     except Stopped as stopped:
         # Lightning takes another rank that ends with an error for a failure, and kills the first.
@@ -317,13 +317,16 @@ def run(
 
 
 @contextmanager
-def _naming_unusable_states(words: Sequence[str]) -> Iterator[None]:
-    """Say in a sentence that Lightning trips over what a checkpoint holds beside the weights."""
+def _naming_causes(words: Sequence[str]) -> Iterator[None]:
+    """Say in a sentence what libraries trip over: too little memory, states of training."""
     try:
         yield
     except UserError:
         raise
     except Exception as error:
+        memory = of_memory(error)
+        if memory is not None:
+            raise memory from error
         frames = [frame.name for frame in traceback.extract_tb(error.__traceback__)]
         if not {"restore_training_state", "restore_callbacks", "restore_datamodule"} & {*frames}:
             raise

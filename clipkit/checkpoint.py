@@ -23,6 +23,7 @@ import clipkit
 from clipkit import strangers
 from clipkit.allocations import AllocationBound
 from clipkit.errors import UserError
+from clipkit.saving import damage
 
 KEY = "clipkit"
 SCHEMA = 1
@@ -69,6 +70,8 @@ def read(path: str | Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"checkpoint {path}: no such file{_neighbours(path)}")
     _refuse_what_would_inflate(path)
+    if wrong := damage(path):
+        raise _unreadable(path, wrong)
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
@@ -78,7 +81,7 @@ def read(path: str | Path) -> dict[str, Any]:
             raise UserError(
                 f"checkpoint {path}: refused, it wants to run {refused!r} when it is loaded"
             ) from error
-        raise UserError(f"checkpoint {path}: not a checkpoint that can be read") from error
+        raise _unreadable(path, str(error).partition("\n")[0]) from error
     if not isinstance(loaded, dict) or "state_dict" not in loaded:
         raise UserError(f"checkpoint {path}: not a Lightning checkpoint, it has no state_dict")
     _refuse_claims(path, loaded["state_dict"])
@@ -138,7 +141,7 @@ def _refuse_what_would_inflate(path: Path) -> None:
         with zipfile.ZipFile(path) as archive:
             records = archive.infolist()
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
-        raise UserError(f"checkpoint {path}: not a checkpoint that can be read") from error
+        raise _unreadable(path, damage(path) or str(error)) from error
     if (
         any(record.compress_type != zipfile.ZIP_STORED for record in records)
         or sum(record.file_size for record in records) > path.stat().st_size
@@ -242,10 +245,16 @@ def _first_few(names: Sequence[str], limit: int = 3) -> str:
     return ", ".join(names[:limit]) + more
 
 
+def _unreadable(path: Path, reason: str) -> UserError:
+    return UserError(
+        f"checkpoint {path}: not a checkpoint that can be read ({reason}){_neighbours(path)}"
+    )
+
+
 def _neighbours(path: Path) -> str:
     if not path.parent.is_dir():
         return ""
-    found = sorted(p.name for p in path.parent.glob("*.ckpt"))
+    found = sorted(p.name for p in path.parent.glob("*.ckpt") if p != path)
     return f" (beside it: {_first_few(found, 5)})" if found else ""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 
@@ -16,6 +17,23 @@ class UserError(ValueError):
     def sentence(self) -> str:
         """The message alone, also where a loader's process wrapped it in its traceback."""
         return str(self).rpartition(f"{UserError.__module__}.{UserError.__qualname__}: ")[2].strip()
+
+
+def of_memory(error: BaseException) -> UserError | None:
+    """The sentence for memory that ran out, of the machine or of a GPU; None for other errors."""
+    text = str(error)
+    signs = ("can't allocate memory", "Cannot allocate memory", "CUDA out of memory")
+    if not isinstance(error, MemoryError) and not any(sign in text for sign in signs):
+        return None
+    which = "the GPU's memory" if "CUDA" in text else "memory"
+    asked = re.search(r"allocate (\d+) bytes|allocate ([\d.]+ [KMGT]iB)", text)
+    amount = ""
+    if asked:
+        amount = f" where {asked[2] or f'{int(asked[1]) / 2**30:.1f} GiB'} more were wanted"
+    return UserError(
+        f"{which} ran out{amount}; a smaller model.micro_batch (or data.batch_size), "
+        "gradient_checkpointing on a tower, or fewer data.num_workers take less"
+    )
 
 
 def did_you_mean(word: str, known: Iterable[str], *, cutoff: float = 0.6) -> str:

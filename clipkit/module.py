@@ -588,7 +588,7 @@ class CLIPModule(L.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._refuse_non_finite()
         self._refuse_non_finite_weights()
-        if "loops" in checkpoint:
+        if self._trainer is not None:
             settle(checkpoint, self.trainer)
         if self.configuration is not None:
             checkpoint[checkpoints.KEY] = checkpoints.record(

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 import torch.distributed as dist
 
-from clipkit.errors import UserError
+from clipkit.errors import UserError, of_memory
 
 _SECONDS = 1.0  # between two looks
 _SILENT = 40.0  # seconds without a sign of life after which a rank counts as dead
@@ -86,6 +86,7 @@ class RankWatch:
         Raises:
             RankError: always, but on the first rank for an error of its own.
         """
+        error = of_memory(error) or error
         lost = any(sign in str(error) for sign in _LOST) and not isinstance(error, UserError)
         deadline = time.monotonic() + (_SILENT + 2 * _SECONDS if lost else 0.0)
         while time.monotonic() < deadline and self._failure is None:

@@ -32,10 +32,13 @@ def position(trainer: L.Trainer) -> Position:
     checkpoint holds no gradients.
     """
     epochs: Any = trainer.fit_loop.epoch_progress.current
-    if epochs.processed == epochs.started:
-        return Position(epochs.processed, 0)
     progress: Any = trainer.fit_loop.epoch_loop.batch_progress
     done = progress.current.processed
+    if epochs.processed == epochs.started:
+        if done == 0 or progress.is_last_batch:
+            return Position(epochs.processed, 0)
+        # Lightning counts an epoch as done that a number of steps has ended.
+        return Position(epochs.processed - 1, done - done % trainer.accumulate_grad_batches)
     if progress.is_last_batch and done == progress.current.ready:
         over = not _awaits_validation(trainer)
         return Position(epochs.processed + 1, 0) if over else Position(epochs.processed, done)

@@ -11,6 +11,7 @@ import logging
 import mmap
 import os
 import struct
+import time
 import zlib
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
@@ -26,6 +27,11 @@ log = logging.getLogger(__name__)
 _END = struct.Struct("<8sII")  # the mark, bytes of the table before it, the table's checksum
 _MARK = b"clipkit\x01"
 _ALIGNMENT = 64
+_A_DAY = 24 * 60 * 60.0
+
+LIMIT = "CLIPKIT_CACHE_GB"
+"""What all caches of a folder may take together, of the environment: it is the machine's."""
+_LIMIT_GB = 100.0
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -166,11 +172,50 @@ def open_or_build(
                 log.warning("warning: %s is damaged (%s) and is built again", path, error)
             else:
                 if accepts(found):
+                    with suppress(OSError):  # of another user
+                        os.utime(path)
                     return found, False
         for left_over in path.parent.glob(f".{path.name}.*.unfinished"):
             left_over.unlink()
         _write(path, build)
+        _make_room(path)
         return ArrayFile(path, unchecked=unchecked), True
+
+
+def _make_room(new: Path) -> None:
+    """Remove the files of the folder that were not used for longest, while all are too much.
+
+    Those of the last day stay: another process may be about to open them. One that is open already
+    stays readable without its name.
+    """
+    used = []
+    for path in new.parent.glob("*.clipkit"):
+        with suppress(OSError):  # removed by another process
+            found = path.stat()
+            used.append((found.st_mtime, found.st_size, path))
+    total = sum(size for _, size, _ in used)
+    for moment, size, path in sorted(used):
+        if total <= _limit() or moment > time.time() - _A_DAY or path == new:
+            continue
+        with suppress(OSError):
+            path.unlink()
+            total -= size
+            log.info(
+                "data: removed %s, not used since %s: the caches together exceed the %s GB of %s",
+                path, time.strftime("%Y-%m-%d", time.localtime(moment)), f"{_limit() / 1e9:g}",
+                LIMIT,
+            )  # fmt: skip
+
+
+def _limit() -> float:
+    given = os.environ.get(LIMIT)
+    try:
+        limit = _LIMIT_GB if given is None else float(given)
+    except ValueError:
+        limit = -1.0
+    if not limit >= 0:
+        raise UserError(f"{LIMIT}: {given!r} is no number of gigabytes from 0 on")
+    return limit * 1e9
 
 
 def _write(path: Path, build: Callable[[ArrayWriter], None]) -> None:

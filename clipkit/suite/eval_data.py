@@ -27,6 +27,8 @@ class EvalData:
             training is over: what is reported there has chosen nothing.
         image_column: found by its name where left out.
         caption_column: for retrieval; found by its name where left out.
+        image_folder: the folder that paths of pictures in a list are relative to, and may not
+            leave; left out, the list's own.
         label_column: for classification.
         class_names: names of the classes in the order of their labels; left out, what the data
             set says.
@@ -41,6 +43,7 @@ class EvalData:
     when: Literal["epoch", "end"] = "epoch"
     image_column: str | None = None
     caption_column: str | None = None
+    image_folder: str | None = None
     label_column: str = "label"
     class_names: list[str] | None = None
     class_name_column: str | None = None

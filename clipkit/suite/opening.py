@@ -94,6 +94,7 @@ def _open(data: EvalData, training: PairDataModule | None) -> Opened:
         data.path,
         image_column=data.image_column,
         caption_column=data.caption_column,
+        image_folder=data.image_folder,
         captions_required=False,
         option=OPTION,
     )

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from clipkit.data import Augmentation, HuggingFacePairs, ShapesPairs
-from clipkit.data.array_file import ArrayFile
+from clipkit.data.array_file import ArrayFile, open_or_build
 from clipkit.data.cached_tokens import CachedTokens, cached_tokens
 from clipkit.data.captions import encode_captions, stack_captions
 from clipkit.data.layouts import open_layout
@@ -355,15 +355,13 @@ def test_damaged_files_are_built_again(photos, cache, tokenizer, damage, caplog)
 def test_a_broken_picture_is_named_as_without_a_cache(photos, cache, tokenizer, caplog):
     (photos / "05.jpg").write_bytes((photos / "05.jpg").read_bytes()[:200])
 
-    def message(**arguments):
-        with pytest.raises(UserError) as caught:
-            batches(module_of(photos, tokenizer, augment=False, **arguments))
-        return str(caught.value)
-
     with caplog.at_level("INFO"):
-        kept = message(cache_pictures_gb=1, cache_folder=str(cache))
-    assert kept == message()
-    assert "'05' (row " in kept
+        kept = batches(module_of(photos, tokenizer, augment=False, cache_pictures_gb=1,
+                                 cache_folder=str(cache)))  # fmt: skip
+    plain = batches(module_of(photos, tokenizer, augment=False))
+    assert same(kept, plain)
+    found = [broken.key for batch in kept for broken in batch["broken"]]
+    assert set(found) == {"05"}
     assert "the others cannot be decoded" in caplog.text
 
 
@@ -487,3 +485,26 @@ def test_memory_is_shared_by_processes(photos, cache, tokenizer):
     assert len(cached[0].tokens)
     assert len(pickle.dumps(cached)) < 2000  # the path, not the arrays
     assert not cached._file["ids"].flags.writeable
+
+
+def test_files_not_used_for_longest_make_room(tmp_path, monkeypatch, caplog):
+    def kept():
+        return sorted(path.name for path in tmp_path.glob("*.clipkit"))
+
+    def build(name):
+        path = tmp_path / f"{name}.clipkit"
+        open_or_build(path, lambda writer: writer.append("x", np.zeros(1500, np.uint8)))
+        return path
+
+    now = time.time()
+    for days, name in ((9, "older"), (5, "used again"), (3, "old"), (0.5, "of today")):
+        os.utime(build(name), (now - days * 86_400,) * 2)
+    build("used again")
+    monkeypatch.setenv("CLIPKIT_CACHE_GB", "0.000005")  # three of them
+    caplog.set_level("INFO")
+    build("new")
+    assert kept() == ["new.clipkit", "of today.clipkit", "used again.clipkit"]
+    assert "CLIPKIT_CACHE_GB" in caplog.text
+    monkeypatch.setenv("CLIPKIT_CACHE_GB", "many")
+    with pytest.raises(UserError, match="CLIPKIT_CACHE_GB: 'many' is no number"):
+        build("another")

@@ -13,7 +13,7 @@ import json
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,11 +35,25 @@ class Tally:
         return sum(self.counts.values())
 
 
-def run(number: int, *, seed: int = 0, workers: int = 2) -> Tally:
-    """Judge so many mutations; every one is in the tally, whatever became of its process."""
+def run(
+    number: int, *, seed: int = 0, workers: int = 2, module: str = "tests.fuzz.worker",
+    forms: Sequence[str] = FORMS,
+) -> Tally:  # fmt: skip
+    """Judge so many mutations; every one is in the tally, whatever became of its process.
+
+    Args:
+        number: of mutations.
+        seed: of them.
+        workers: processes.
+        module: what judges them.
+        forms: the formats, which mutations take in turn.
+    """
     tally = Tally()
     with ThreadPoolExecutor(workers) as pool:
-        parts = [pool.submit(_run_part, seed, number, start, workers) for start in range(workers)]
+        parts = [
+            pool.submit(_run_part, module, forms, seed, number, start, workers)
+            for start in range(workers)
+        ]
         for part in parts:
             for found in part.result():
                 tally.counts[found["form"], found["kind"], found["outcome"]] += 1
@@ -48,11 +62,13 @@ def run(number: int, *, seed: int = 0, workers: int = 2) -> Tally:
     return tally
 
 
-def _run_part(seed: int, number: int, start: int, step: int) -> list[dict[str, str]]:
+def _run_part(
+    module: str, forms: Sequence[str], seed: int, number: int, start: int, step: int
+) -> list[dict[str, str]]:
     found: list[dict[str, str]] = []
     while start < number:
         begun = None
-        for line in _lines(seed, start, number, step):
+        for line in _lines(module, seed, start, number, step):
             if "begins" in line:
                 begun = line["begins"]
             else:
@@ -63,7 +79,7 @@ def _run_part(seed: int, number: int, start: int, step: int) -> list[dict[str, s
                 raise RuntimeError(f"the worker ended before mutation {start}")
             break
         # The process crashed in the midst of it, or ended itself because that hung.
-        form = FORMS[int(begun) % len(FORMS)]
+        form = forms[int(begun) % len(forms)]
         found.append(
             {
                 "number": begun,
@@ -77,26 +93,26 @@ def _run_part(seed: int, number: int, start: int, step: int) -> list[dict[str, s
     return found
 
 
-def _lines(seed: int, start: int, stop: int, step: int) -> Iterator[dict[str, str]]:
-    command = [sys.executable, "-m", "tests.fuzz.worker", *map(str, (seed, start, stop, step))]
+def _lines(module: str, seed: int, start: int, stop: int, step: int) -> Iterator[dict[str, str]]:
+    command = [sys.executable, "-m", module, *map(str, (seed, start, stop, step))]
     root = Path(__file__).parents[2]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=root) as process:
         assert process.stdout is not None
         yield from map(json.loads, process.stdout)
 
 
-def table(tally: Tally) -> str:
+def table(tally: Tally, forms: Sequence[str] = FORMS) -> str:
     """Return how many files of each format ended how, and what of the damage went unnoticed."""
     outcomes = sorted({outcome for _, _, outcome in tally.counts})
     rows = [["", "files", *outcomes]]
-    for form in FORMS:
+    for form in forms:
         counts = [_count(tally, form=form, outcome=outcome) for outcome in outcomes]
         rows.append([form, str(sum(counts)), *map(str, counts)])
     kinds = sorted({kind for _, kind, _ in tally.counts})
-    unnoticed = [["changed / changed or refused", *FORMS]]
+    unnoticed = [["changed / changed or refused", *forms]]
     for kind in kinds:
         cells = []
-        for form in FORMS:
+        for form in forms:
             changed = _count(tally, form=form, kind=kind, outcome="changed")
             same = _count(tally, form=form, kind=kind, outcome="same")
             cells.append(f"{changed}/{_count(tally, form=form, kind=kind) - same}")

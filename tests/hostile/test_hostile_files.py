@@ -16,22 +16,7 @@ from tests.hostile.watching import watched
 
 ROOT = Path(__file__).parents[2]
 
-ELSEWHERE = {
-    "lists that lead out": "layouts open pictures wherever a list in a folder names them",
-    "parquet that leads out": "layouts open pictures wherever a table in a folder names them",
-    "list nested deeply": "layouts let a RecursionError through",
-}
-"""Holes that are known and not mended yet."""
-
-cases = pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=pytest.mark.xfail(reason=ELSEWHERE[name], run=False))
-        if name in ELSEWHERE
-        else name
-        for name in CASES
-    ],
-)
+cases = pytest.mark.parametrize("name", CASES)
 
 
 @cases

@@ -25,7 +25,7 @@ def has_logged(run, steps):
 
 
 def kill_when(process, condition, *, later=0.0):
-    """SIGKILL to every process of the run once the condition holds; whether it still ran."""
+    """SIGKILL to every process of the run once the condition holds; False where it had ended."""
     deadline = time.monotonic() + 200
     while process.poll() is None and not condition():
         assert time.monotonic() < deadline
@@ -34,7 +34,8 @@ def kill_when(process, condition, *, later=0.0):
     running = process.poll() is None
     if running:
         os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
+    output, _ = process.communicate()
+    assert running or process.returncode == 0, output
     return running
 
 
@@ -107,7 +108,6 @@ def test_twenty_kills(start, workdir, ranks, workers):
             done = steps_logged(folder)
             target = done + draw.randint(1, max(2, (whole.steps - done) // 2))
             if not kill_when(process, has_logged(folder, target), later=draw.uniform(0, 0.1)):
-                assert process.returncode == 0
                 break
             kills += 1
             again = ["--ckpt_path=last"] if list(folder.glob("checkpoints/*.ckpt")) else []

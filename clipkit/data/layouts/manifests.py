@@ -325,6 +325,8 @@ def _read_jsonl(request: Request, file: str, text: str) -> pa.Table:
             record = json.loads(line)
         except json.JSONDecodeError as error:
             raise request.error(f"{file!r} has no JSON in line {number}: {error}") from error
+        except RecursionError as error:
+            raise request.error(f"{file!r} nests too deeply in line {number}") from error
         if not isinstance(record, dict):
             raise request.error(f"{file!r} has no JSON object in line {number}")
         records.append(record)

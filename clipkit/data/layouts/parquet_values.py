@@ -31,7 +31,7 @@ def value_starts(content: memoryview, num_values: int) -> np.ndarray:
         for number in range(num_values):
             starts[number] = at
             at += 4 + length_at(content, at)[0]
-    except struct.error:
+    except (struct.error, OverflowError):  # beyond the content, or beyond 32 bits
         at = last + 1
     if at != last:
         raise DamagedPageError("its values do not fill the page")

@@ -106,8 +106,14 @@ class PictureFolder:
         """
         return [
             os.path.relpath(self.file(path), self.path) if _may_leave(path) else path
-            for path in paths
+            for path in map(self._without_null, paths)
         ]
+
+    def _without_null(self, path: str) -> str:
+        if "\0" in path:
+            name = os.path.basename(self._file)
+            raise FileError(f"{name} names {path[:100]!r}, which no file can be called")
+        return path
 
 
 def _may_leave(path: str) -> bool:

@@ -124,7 +124,7 @@ class TarSource(Source):
         for position, text in enumerate(self._field("json")):
             try:
                 record = {} if text is None else json.loads(text)
-            except json.JSONDecodeError:
+            except (json.JSONDecodeError, RecursionError):
                 record = None
             if not isinstance(record, dict):
                 sample = f"{self.row_name(position)}.json"

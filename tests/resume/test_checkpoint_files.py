@@ -1,0 +1,191 @@
+"""A checkpoint file is whole or not there, and a run goes on from the newest that is whole."""
+
+import ctypes
+import errno
+import os
+import resource
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from clipkit.errors import UserError
+from clipkit.saving import NotSavedError, WholeFiles, damage
+from tests.resume.conftest import ENVIRONMENT, REPOSITORY, Run
+
+CHECKPOINT = {"state_dict": {"weight": torch.arange(10_000.0)}, "epoch": 1}
+
+
+def test_written_whole(tmp_path):
+    path = tmp_path / "checkpoints" / "last.ckpt"
+    WholeFiles().save_checkpoint(CHECKPOINT, path)
+    assert damage(path) is None
+    assert os.listdir(path.parent) == ["last.ckpt"]
+    loaded = WholeFiles().load_checkpoint(path, weights_only=True)
+    assert torch.equal(loaded["state_dict"]["weight"], CHECKPOINT["state_dict"]["weight"])
+
+
+def test_every_kind_of_damage_is_seen(tmp_path):
+    path = tmp_path / "last.ckpt"
+    WholeFiles().save_checkpoint(CHECKPOINT, path)
+    content = path.read_bytes()
+    for length in range(0, len(content), 997):
+        path.write_bytes(content[:length])
+        assert damage(path) is not None, length
+    start = content.index(torch.arange(10_000.0).numpy().tobytes()[:64])
+    for place in range(start, start + 40_000, 1_999):
+        path.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+        assert damage(path) is not None, place
+        with pytest.raises(UserError, match="damaged"):
+            WholeFiles().load_checkpoint(path, weights_only=True)
+
+
+def test_the_old_file_stays_where_the_new_one_cannot_be_written(tmp_path, monkeypatch):
+    path = tmp_path / "last.ckpt"
+    WholeFiles().save_checkpoint(CHECKPOINT, path)
+    before = path.read_bytes()
+
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(NotSavedError, match="No space left on device"):
+        WholeFiles().save_checkpoint({**CHECKPOINT, "epoch": 2}, path)
+    assert path.read_bytes() == before
+    assert os.listdir(tmp_path) == ["last.ckpt"]
+
+
+@pytest.fixture
+def stopped(recipe, command, workdir):
+    """A run as if killed at its end; the checkpoint before is of two epochs of three."""
+    assert command(*recipe, "--run_name=run") == 0
+    folder = workdir / "runs" / "again" / "run"
+    (folder / "status.json").unlink()
+    return folder
+
+
+def test_a_damaged_last_one_falls_back(stopped, recipe, command, capsys, monkeypatch):
+    whole = shutil.copytree(stopped, stopped.with_name("whole"))
+    last = stopped / "checkpoints" / "last.ckpt"
+    content = bytearray(last.read_bytes())
+    content[len(content) // 2] ^= 255
+    last.write_bytes(content)
+    capsys.readouterr()
+    assert command(*recipe, "--run_name=run", "--ckpt_path=last") == 0
+    output = capsys.readouterr().out
+    assert "last.ckpt is damaged" in output
+    assert "going on from before_last.ckpt" in output
+    Run(stopped).assert_same(Run(whole))
+
+
+def test_nothing_whole_is_an_error_that_lists_the_runs(stopped, recipe, command, capsys):
+    assert command(*recipe, "--run_name=runn", "--ckpt_path=last") == 2
+    error = capsys.readouterr().err
+    assert "runs/again/runn" in error
+    assert "runs/again/run" in error
+    for path in (stopped / "checkpoints").iterdir():
+        path.write_bytes(path.read_bytes()[:100])
+    assert command(*recipe, "--run_name=run", "--ckpt_path=last") == 2
+    assert "no run runs/again/run has a checkpoint" in capsys.readouterr().err
+    assert command("fit", "--ckpt_path=last") == 2
+    assert "of which run?" in capsys.readouterr().err
+
+
+def test_a_changed_batch_is_refused_within_an_epoch(recipe, command, workdir, capsys):
+    words = [*recipe, "--run_name=run", "--trainer.max_steps=7"]
+    assert command(*words) == 0
+    (workdir / "runs/again/run/status.json").unlink()
+    words = [*recipe, "--run_name=run", "--ckpt_path=last"]
+    assert command(*words, "--data.batch_size=6") == 2
+    assert "with batch size 4, not 6" in capsys.readouterr().err
+    assert command(*words) == 0
+
+
+def fit(folder, *words, **keywords):
+    return subprocess.run(
+        [sys.executable, "-m", "clipkit.cli", *words],
+        capture_output=True, text=True, cwd=folder, timeout=300, check=False,
+        env={**ENVIRONMENT, "PYTHONPATH": str(REPOSITORY)}, **keywords,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 24 MB; a checkpoint of the recipe takes 7."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", folder],
+        capture_output=True,
+        check=False,
+    )
+    if mounted.returncode:
+        pytest.skip("mounting a small file system takes root")
+    yield folder
+    subprocess.run(["umount", "-l", folder], check=True)
+
+
+def one_line(errors):
+    lines = [line for line in errors.splitlines() if line.startswith("clipkit: ")]
+    assert len(lines) == 1, errors
+    assert "Traceback" not in errors
+    return lines[0]
+
+
+@pytest.mark.slow
+def test_a_full_disk(small_disk, recipe, workdir):
+    shutil.copy(workdir / "again.yaml", small_disk)
+    words = [*recipe, "--run_name=run", "--trainer.max_epochs=6", "--trainer.logger=false"]
+    whole = fit(small_disk, *words)
+    assert whole.returncode == 0, whole.stderr
+    shutil.rmtree(small_disk / "runs")
+    # Room for one checkpoint and half of another.
+    (small_disk / "other").write_bytes(bytes(12 << 20))
+    done = fit(small_disk, *words)
+    assert "cannot be written (No space left on device)" in done.stdout + done.stderr
+    last = small_disk / "runs/again/run/checkpoints/last.ckpt"
+    assert damage(last) is None
+    assert done.returncode == 2
+    assert "No space left" in one_line(done.stderr)
+    (small_disk / "other").unlink()
+    again = fit(small_disk, *words, "--ckpt_path=last")
+    assert again.returncode == 0, again.stderr
+
+
+def test_a_file_in_the_place_of_the_folder(recipe, command, workdir, capsys):
+    (workdir / "runs").write_text("")
+    assert command(*recipe, "--run_name=run") == 2
+    assert "runs" in one_line(capsys.readouterr().err)
+
+
+def test_a_folder_of_somebody_else(recipe, workdir):
+    if os.geteuid():
+        pytest.skip("only root can give a folder away")
+    folder = workdir / "theirs"
+    folder.mkdir(mode=0o755)
+    shutil.copy(workdir / "again.yaml", folder)
+    os.chown(folder, 65534, 65534)
+
+    def without_override():  # of root, who is asked for permission then as others are
+        assert ctypes.CDLL(None).prctl(24, 1) == 0  # PR_CAPBSET_DROP, CAP_DAC_OVERRIDE
+
+    done = fit(folder, *recipe, "--run_name=run", preexec_fn=without_override)
+    assert done.returncode == 2, done.stderr
+    assert "cannot be" in one_line(done.stderr)
+
+
+@pytest.mark.slow
+def test_too_little_memory(recipe, workdir, command):
+    def limited():
+        resource.setrlimit(resource.RLIMIT_AS, (6 << 30, 6 << 30))
+
+    words = [*recipe, "--run_name=run", "--trainer.max_epochs=1"]
+    assert fit(workdir, *words, preexec_fn=limited).returncode == 0
+    last = workdir / "runs/again/run/checkpoints/last.ckpt"
+    assert damage(last) is None
+    wide = "--model.text_encoder.hidden_dim=200000000"
+    done = fit(workdir, *recipe, "--run_name=wide", wide, preexec_fn=limited)
+    assert done.returncode == 2, done.stderr
+    assert "memory" in one_line(done.stderr)
