@@ -445,7 +445,7 @@ def names_of_run(words: Sequence[str]) -> tuple[str, str]:
     experiment = named[0].name if named else "clipkit"
     parts = [config.name for config in named[1:]]
     for key, value in _options(words):
-        if key in ("data.dataset", "data.init_args.dataset"):
+        if key.startswith("data.") and key.endswith(".dataset"):
             parts.append(Path(value).name)
         elif key.startswith(("model.", "data.", "trainer.max", "seed")):
             named_class = re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", value)
