@@ -27,6 +27,7 @@ from torch import Tensor
 
 from benchmarks.interleaved import add_data, parser, ratio, record, seconds_of, shown, spread, table
 from clipkit.data.cached_tokens import cached_tokens
+from clipkit.data.captions import stack_captions
 from clipkit.data.layouts import open_layout
 from clipkit.data.rows import Rows
 from clipkit.tokenizer import Tokenizer
@@ -71,12 +72,14 @@ def peer_tokenizer() -> Encoder:
 
 def from_file(data: Path, folder: Path) -> Encoder:
     """Return what gives the ids of all captions, in their order, from the file that holds them."""
-    kept = cached_tokens(_rows(data), clip_tokenizer(), folder, split="test")
+    tokenizer = clip_tokenizer()
+    kept = cached_tokens(_rows(data), tokenizer, folder, split="test")
     columns = zip(*(kept.captions(row) for row in range(len(_rows(data)))), strict=True)
     numbers = [number for column in columns for number in column]
 
     def encode(captions: Sequence[str]) -> Tensor:
-        return kept.encode(numbers * (len(captions) // len(numbers))).tokens
+        chosen = numbers * (len(captions) // len(numbers))
+        return stack_captions(tokenizer.contract, [kept[number] for number in chosen]).tokens
 
     return encode
 

@@ -34,6 +34,7 @@ from clipkit.callbacks.console import Bar, Console
 from clipkit.callbacks.interruption import Interruption, Stopped
 from clipkit.callbacks.monitors import CheckMonitors
 from clipkit.callbacks.quarantine import Quarantine
+from clipkit.callbacks.source_counts import SourceCounts
 from clipkit.callbacks.watching_ranks import WatchingRanks
 from clipkit.data import PairDataModule
 from clipkit.errors import UserError, did_you_mean, of_memory
@@ -263,6 +264,7 @@ class ClipkitCLI(LightningCLI):
                 continued=self.continued,
             ),
             Quarantine(),
+            SourceCounts(),
             Interruption(),
             WatchingRanks(trainer.strategy),
         ]
@@ -443,7 +445,7 @@ def names_of_run(words: Sequence[str]) -> tuple[str, str]:
     experiment = named[0].name if named else "clipkit"
     parts = [config.name for config in named[1:]]
     for key, value in _options(words):
-        if key in ("data.dataset", "data.init_args.dataset"):
+        if key.startswith("data.") and key.endswith(".dataset"):
             parts.append(Path(value).name)
         elif key.startswith(("model.", "data.", "trainer.max", "seed")):
             named_class = re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", value)

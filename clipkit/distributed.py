@@ -34,13 +34,17 @@ def gather(rows: Tensor) -> Tensor:
 
 
 def gather_ragged(rows: Tensor) -> Tensor:
-    """Concatenate all processes' rows in rank order; numbers may differ, no gradient."""
+    """Concatenate all processes' rows in rank order; their numbers may differ.
+
+    The gradient is that of :func:`gather`. Waits for the device.
+    """
     if world_size() == 1:
         return rows
     counts = _all_gather(torch.tensor([len(rows)], device=rows.device)).tolist()
-    padded = rows.new_zeros((max(counts), *rows.shape[1:]))
-    padded[: len(rows)] = rows
-    blocks = torch.split(_all_gather(padded), max(counts))
+    # Where nobody has any, the gradient of nothing still has to be asked for by all.
+    most = max(*counts, 1)
+    padded = torch.cat([rows, rows.new_zeros((most - len(rows), *rows.shape[1:]))])
+    blocks = torch.split(gather(padded), most)
     return torch.cat([block[:count] for block, count in zip(blocks, counts, strict=True)])
 
 
@@ -69,6 +73,14 @@ class Agreement:
         flag = torch.tensor([asked], dtype=torch.int32)
         dist.all_reduce(flag, op=dist.ReduceOp.MAX, group=self._group)
         return bool(flag)
+
+    def sums(self, numbers: list[int]) -> list[int]:
+        """Return the sum over all processes of each number; all give as many."""
+        if world_size() == 1:
+            return numbers
+        totals = torch.tensor(numbers, dtype=torch.int64)
+        dist.all_reduce(totals, group=self._group)
+        return [int(total) for total in totals.tolist()]
 
     def all_told(self, told: list[T]) -> list[T]:
         """Return what all processes tell, in the order of their ranks."""

@@ -49,10 +49,10 @@ VALIDATION_BLOCK = 256
 
 
 class Embeddings(NamedTuple):
-    """Unit-norm embeddings of a batch, (B, D) each."""
+    """Unit-norm embeddings of a batch."""
 
-    image: Tensor
-    text: Tensor
+    image: Tensor  # (b, D)
+    text: Tensor  # (b + e, D), the captions that are negatives only behind those of the pairs
 
 
 class CaptionGroups(NamedTuple):
@@ -246,7 +246,7 @@ class CLIPModule(L.LightningModule):
 
     def caption_groups(self, batch: PairBatch) -> CaptionGroups:
         """Return how the text side takes a batch: without padding, or with as little as it may."""
-        tokens, modules = batch["tokens"], [self.text_encoder, self.text_head]
+        tokens, modules = _all_tokens(batch), [self.text_encoder, self.text_head]
         pieces = number_of_pieces(len(tokens), self.micro_batch, modules)
         knows_lengths = self.text_encoder.trim_is_exact and "lengths" in batch
         if knows_lengths and isinstance(self.text_encoder, PackingTextEncoder):
@@ -265,10 +265,11 @@ class CLIPModule(L.LightningModule):
 
     def _text_side(self, batch: PairBatch) -> Tensor:
         order, spans, packed = self.caption_groups(batch)
-        tokens = batch["tokens"] if order is None else batch["tokens"][order]
+        tokens = _all_tokens(batch)
+        tokens = tokens if order is None else tokens[order]
         embeddings = embed_pieces(
             self.encode_text,
-            self._packed_pieces(batch, spans)
+            self._packed_pieces(tokens, batch["lengths"], spans)
             if packed
             else [(tokens[span.rows, : span.length],) for span in spans],
             modules=[self.text_encoder, self.text_head],
@@ -276,9 +277,10 @@ class CLIPModule(L.LightningModule):
         )
         return embeddings if order is None else embeddings[order.argsort()]
 
-    def _packed_pieces(self, batch: PairBatch, spans: list[Span]) -> list[tuple[Tensor, Packed]]:
+    def _packed_pieces(
+        self, tokens: Tensor, known: list[int], spans: list[Span]
+    ) -> list[tuple[Tensor, Packed]]:
         assert isinstance(self.text_encoder, PackingTextEncoder)
-        tokens, known = batch["tokens"], batch["lengths"]
         lengths = self.tokenizer.contract.lengths(tokens)  # on the device; asking it would wait
         places = places_of(lengths, total=sum(known), width=tokens.shape[1])
         # Once for all pieces: the gradient of a look-up is as large as the whole token table.
@@ -349,14 +351,21 @@ class CLIPModule(L.LightningModule):
         seed_step(self._seed, Position(epochs_done(self.trainer), batch_idx), rank())
 
     def training_step(self, batch: PairBatch, batch_idx: int) -> Tensor:
-        embeddings = self(batch)
-        ids = Ids(batch["caption_ids"], batch["image_ids"])
-        everywhere = Embeddings(*map(gather, embeddings))
-        all_ids = Ids(*map(gather, ids))
         num_rows = len(batch["tokens"])
+        image, texts = self(batch)
+        text = texts[:num_rows]
+        ids = Ids(batch["caption_ids"], batch["image_ids"])
+        pairs, pair_ids = Embeddings(gather(image), gather(text)), Ids(*map(gather, ids))
+        all_text, all_ids = pairs.text, pair_ids
+        if "negatives" in batch:
+            all_text = torch.cat([all_text, gather_ragged(texts[num_rows:])])
+            captions = torch.cat([all_ids.caption, gather_ragged(batch["negative_ids"])])
+            all_ids = all_ids._replace(caption=captions)
         terms = self.loss(
-            *embeddings,
-            *everywhere,
+            image,
+            text,
+            pairs.image,
+            all_text,
             offset=rank() * num_rows,
             scale=self.temperature.scale,
             bias=self.temperature.bias,
@@ -368,9 +377,10 @@ class CLIPModule(L.LightningModule):
             self._refuse_non_finite()
             named = {f"train/{k}": v for k, v in terms.named().items()}
             accuracy = batch_accuracy(
-                *embeddings,
-                all_image=everywhere.image,
-                all_text=everywhere.text,
+                image,
+                text,
+                all_image=pairs.image,
+                all_text=all_text,
                 offset=rank() * num_rows,
                 caption_ids=ids.caption,
                 image_ids=ids.image,
@@ -384,8 +394,8 @@ class CLIPModule(L.LightningModule):
             # Not prog_bar=True: Lightning would fetch it from the device after every step.
             loss_of_all_ranks = self.trainer.callback_metrics["train/loss"]
             self.trainer.progress_bar_metrics["train/loss"] = float(loss_of_all_ranks)
-            self.log_dict(self._state_of_training(all_ids))
-            self._warn_of_no_learning(terms.loss, len(everywhere.image))
+            self.log_dict(self._state_of_training(pair_ids))
+            self._warn_of_no_learning(terms.loss, len(pairs.image))
         loss: Tensor = terms.loss
         return loss
 
@@ -606,6 +616,12 @@ def _normalize(features: Tensor) -> Tensor:
     # In float32 or wider: half precision would leave norms off by a thousandth.
     wide = features.to(torch.promote_types(features.dtype, torch.float32))
     return F.normalize(wide, dim=-1)
+
+
+def _all_tokens(batch: PairBatch) -> Tensor:
+    """Return the tokens (b + e, L) of a batch's pairs and of its captions that are negatives."""
+    tokens = batch["tokens"]
+    return torch.cat([tokens, batch["negatives"]]) if "negatives" in batch else tokens
 
 
 def _share_repeated(ids: Ids) -> float:

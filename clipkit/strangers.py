@@ -28,7 +28,10 @@ PUBLIC_PARTS = frozenset(
         "clipkit.callbacks.ZeroShotClassification",
         "clipkit.callbacks.ZeroShotRetrieval",
         "clipkit.data.Augmentation",
+        "clipkit.data.Filters",
         "clipkit.data.HuggingFacePairs",
+        "clipkit.data.MixedPairs",
+        "clipkit.data.PairSource",
         "clipkit.data.ShapesPairs",
         "clipkit.data.Streaming",
         "clipkit.encoders.BagOfTokens",
@@ -80,6 +83,7 @@ MOST_VALUES, DEEPEST = 100_000, 50
 
 NAME = re.compile(r"(?!.*\.\.)[\w+=-][\w.+= -]*")
 """A name that may become a folder or a file: no separator, no parent."""
+_COLUMN = re.compile(r"(?!class_path$|init_args$)[\w.*?\[\]+ -]+")
 _IDENTIFIER = re.compile(r"[A-Za-z_]\w*")
 _DOTTED = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)+")
 
@@ -326,6 +330,9 @@ class _Check:
             str(key).isdecimal() and type(number) is int for key, number in value.items()
         ):
             return {int(key): number for key, number in value.items()}
+        kept = _numbers_by_name(value, hint)
+        if kept is not None:
+            return kept
         part = _part_of(hint)
         if part is None:
             self.refuse(where, value)
@@ -357,6 +364,21 @@ class _Check:
             and not key.strip("_").endswith("_implementation")
             and not _hides_a_class(value)
         }
+
+
+def _numbers_by_name(value: dict[Any, Any], hint: object) -> dict[str, Any] | None:
+    """Return weights or ranges of columns, where the slot takes such and it is nothing else."""
+    alternatives = list(_alternatives(hint))
+    ranges = dict[str, tuple[float | None, float | None]] in alternatives
+    if dict[str, float] not in alternatives and not ranges:
+        return None
+    for name, given in value.items():
+        numbers = given if ranges and isinstance(given, list | tuple) else [given]
+        if not isinstance(name, str) or not _COLUMN.fullmatch(name):
+            return None
+        if not all(_is_number(number) or (ranges and number is None) for number in numbers):
+            return None
+    return value
 
 
 def _is_python_itself(name: str) -> bool:

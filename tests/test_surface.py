@@ -16,7 +16,10 @@ PROMISED = {
         *("ImageEncoder", "TextEncoder", "TimmImageEncoder", "TextTransformer", "BagOfTokens"),
         *("HuggingFaceTextEncoder", "ConvNet"),
     ],
-    "clipkit.data": ["PairDataModule", "HuggingFacePairs", "ShapesPairs"],
+    "clipkit.data": [
+        *("PairDataModule", "HuggingFacePairs", "ShapesPairs", "MixedPairs", "PairSource"),
+        *("Filters", "Augmentation"),
+    ],
     "clipkit.callbacks": [
         *("ZeroShotClassification", "ZeroShotRetrieval", "LinearProbe", "NearestNeighbours"),
         "EvaluationPictures",

@@ -9,7 +9,7 @@ import os
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback
@@ -28,6 +28,14 @@ _FEW = 3
 log = logging.getLogger(__name__)
 
 
+class _Place(NamedTuple):
+    """Where a row stands; a split's name is its source's, where there is one."""
+
+    source: str
+    split: str
+    row: int
+
+
 class TooManyBrokenError(UserError):
     """More of the data is broken than may be."""
 
@@ -43,7 +51,7 @@ class Quarantine(Callback):
         self._new: list[tuple[str, Broken]] = []  # of this rank, not settled yet
         self._pairs = Counter[str]()  # seen by all ranks together, by split
         self._replaced: dict[str, Counter[str]] = {TRAIN: Counter(), VALIDATION: Counter()}
-        self._named: set[tuple[str, int]] = set()  # splits and rows that are in the file
+        self._named: set[_Place] = set()  # what is in the file
         self._file: Path | None = None
         self._said = False
 
@@ -118,21 +126,21 @@ class Quarantine(Callback):
             self._name(everywhere)
 
     def _name(self, everywhere: Sequence[tuple[str, Broken]]) -> None:
-        fresh = {(split, broken.row): broken for split, broken in everywhere}
+        fresh = {_place(split, broken): broken for split, broken in everywhere}
         fresh = {place: broken for place, broken in fresh.items() if place not in self._named}
         if not fresh:
             return
         self._named |= fresh.keys()
         if self._file is not None:
-            _append(self._file, [_line(split, broken) for (split, _), broken in fresh.items()])
+            _append(self._file, [_line(place, broken) for place, broken in fresh.items()])
         if not self._said:
             self._said = True
-            (split, _), broken = next(iter(fresh.items()))
+            place, broken = next(iter(fresh.items()))
             where = "" if self._file is None else f" and named in {os.path.relpath(self._file)}"
             log.warning(
                 "warning: data: %r of %s cannot be used (%s); other pairs stand in for such, which "
                 "are counted as %s%s",
-                broken.key, split, broken.reason, METRIC, where,
+                broken.key, place.source, broken.reason, METRIC, where,
             )  # fmt: skip
 
     def _refuse(self, split: str, trainer: L.Trainer, *, slack: bool = False) -> None:
@@ -154,9 +162,12 @@ def _counted(reasons: Counter[str]) -> str:
     return f"{reasons.total():,} ({each})"
 
 
-def _line(split: str, broken: Broken) -> str:
-    said = {"source": split, **broken._asdict()}
-    del said["stands_in"]
+def _place(split: str, broken: Broken) -> _Place:
+    return _Place(broken.source or split, split, broken.row)
+
+
+def _line(place: _Place, broken: Broken) -> str:
+    said = {**place._asdict(), "key": broken.key, "reason": broken.reason, "detail": broken.detail}
     return json.dumps(said, ensure_ascii=False) + "\n"
 
 
@@ -168,15 +179,15 @@ def _append(file: Path, lines: Sequence[str]) -> None:
         log.warning("warning: %s cannot be written (%s)", file, error.strerror)
 
 
-def _named_in(file: Path | None) -> set[tuple[str, int]]:
-    """Return the splits and rows that a file names; a run goes on with it."""
+def _named_in(file: Path | None) -> set[_Place]:
+    """Return what a file names; a run goes on with it."""
     if file is None or not file.is_file():
         return set()
     named = set()
     for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             said = json.loads(line)
-            named.add((str(said["source"]), int(said["row"])))
+            named.add(_Place(str(said["source"]), str(said["split"]), int(said["row"])))
         except (ValueError, KeyError, TypeError):
             continue  # torn by a kill
     return named

@@ -190,7 +190,7 @@ class Throughput(Callback):
         if lap.peak_memory is not None:
             values["peak_memory"] = float(lap.peak_memory)
         if counts.tokens:
-            values["tokens_per_caption"] = counts.tokens / counts.pairs
+            values["tokens_per_caption"] = counts.tokens / counts.captions
             values["padding"] = 1 - counts.tokens / counts.computed_tokens
             if self._utilisation is not None:
                 values["mfu"] = self._utilisation.of(counts, module, lap.seconds)
@@ -213,7 +213,7 @@ class _Utilisation(NamedTuple):
                 self.image[size] = image_operations(encoder, size)
             image += self.image[size] * pictures
         text = self.text.total(
-            captions=counts.pairs, tokens=counts.tokens, squares=counts.squared_tokens
+            captions=counts.captions, tokens=counts.tokens, squares=counts.squared_tokens
         )
         done = image * (1 + 2 * backward_share(encoder)) + text * (
             1 + 2 * backward_share(module.text_encoder)
@@ -227,6 +227,7 @@ class _Counts:
 
     pairs: int = 0
     pictures: Counter[int] = field(default_factory=Counter)  # by their side
+    captions: int = 0  # of the pairs, and others that are negatives
     tokens: int = 0  # real ones
     squared_tokens: int = 0  # of each caption, added up: what attention costs goes by them
     computed_tokens: int = 0  # with padding
@@ -237,6 +238,7 @@ class _Counts:
         self.pictures[batch["images"].shape[-1]] += len(batch["images"])
         lengths = batch.get("lengths")
         if lengths is not None:
+            self.captions += len(lengths)
             self.tokens += sum(lengths)
             self.squared_tokens += sum(length * length for length in lengths)
             self.computed_tokens += _computed_tokens(batch, module)
@@ -249,7 +251,7 @@ def _computed_tokens(batch: PairBatch, module: CLIPModule) -> int:
     groups = module.caption_groups(batch)
     if groups.packed:
         return sum(batch["lengths"])
-    captions = range(len(batch["tokens"]))
+    captions = batch["lengths"]
     return sum(len(captions[span.rows]) * max(span.length, least) for span in groups.spans)
 
 

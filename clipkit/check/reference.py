@@ -20,22 +20,28 @@ from clipkit.module import CLIPModule
 def joined(shares: list[PairBatch], module: CLIPModule) -> PairBatch:
     """Return the ranks' shares as one batch, on the module's device, padded to the context."""
     contract = module.tokenizer.contract
-    padded = [
-        F.pad(tokens, (0, contract.context_length - tokens.shape[1]), value=contract.pad_id)
-        for tokens in (one["tokens"] for one in shares)
-    ]
 
     def column(name: str) -> Tensor:
         return torch.cat([one[name] for one in shares]).to(module.device)  # type: ignore[literal-required]
 
-    return PairBatch(
+    def tokens(name: str) -> Tensor:
+        padded = [
+            F.pad(some, (0, contract.context_length - some.shape[1]), value=contract.pad_id)
+            for some in (one[name] for one in shares)  # type: ignore[literal-required]
+        ]
+        return torch.cat(padded).to(module.device)
+
+    batch = PairBatch(
         images=column("images"),
-        tokens=torch.cat(padded).to(module.device),
+        tokens=tokens("tokens"),
         caption_ids=column("caption_ids"),
         image_ids=column("image_ids"),
         rows=column("rows"),
         truncated=column("truncated"),
     )
+    if "negatives" in shares[0]:
+        batch["negatives"], batch["negative_ids"] = tokens("negatives"), column("negative_ids")
+    return batch
 
 
 def gradients(module: CLIPModule, batch: PairBatch) -> dict[str, Tensor]:
@@ -58,17 +64,30 @@ def _loss(module: CLIPModule, batch: PairBatch) -> Tensor:
     if not pixels.is_floating_point():
         pixels = pixels.to(module.scale.dtype) / 255
     image = _unit(module.image_head(module.image_encoder(pixels)))
-    text = _unit(module.text_head(module.text_encoder(batch["tokens"])))
+    tokens, captions = batch["tokens"], batch["caption_ids"]
+    if "negatives" in batch:
+        tokens = torch.cat([tokens, batch["negatives"]])
+        captions = torch.cat([captions, batch["negative_ids"]])
+    text = _unit(module.text_head(module.text_encoder(tokens)))  # (B + E, D)
     scale, bias = module.temperature.scale, module.temperature.bias
-    ids = Ids(batch["caption_ids"], batch["image_ids"])
+    ids = Ids(captions, batch["image_ids"])
     # A class derived from these is the user's own.
     if type(module.loss) is InfoNCELoss:
         return info_nce(image, text, scale, ids, module.loss)
     if type(module.loss) is SigLIPLoss:
         return siglip(image, text, scale, bias, ids, module.loss)
     try:
+        rows = Ids(batch["caption_ids"], batch["image_ids"])
         own: Tensor = module.loss(
-            image, text, image, text, offset=0, scale=scale, bias=bias, ids=ids, all_ids=ids
+            image,
+            text[: len(image)],
+            image,
+            text,
+            offset=0,
+            scale=scale,
+            bias=bias,
+            ids=rows,
+            all_ids=ids,
         ).loss
     except (ValueError, RuntimeError) as error:
         raise UserError(
@@ -79,34 +98,36 @@ def _loss(module: CLIPModule, batch: PairBatch) -> Tensor:
 
 
 def info_nce(image: Tensor, text: Tensor, scale: Tensor, ids: Ids, loss: InfoNCELoss) -> Tensor:
-    """Return the mean of both cross-entropies over the whole matrix of logits (B, B)."""
+    """Return the mean of both cross-entropies over the whole matrix of logits (B, B + E)."""
     logits = scale * image @ text.T
     repeated = _repeated(ids) if loss.duplicates != "negative" else torch.zeros_like(logits).bool()
-    own = torch.eye(len(logits), dtype=logits.dtype, device=logits.device)
-    if loss.duplicates == "positive":
-        candidate, target = torch.ones_like(repeated), own + repeated
-    else:
-        candidate, target = ~repeated, own
-    even = candidate.to(logits.dtype) / candidate.sum(1, keepdim=True)
-    target = target / target.sum(1, keepdim=True)
-    target = (1 - loss.label_smoothing) * target + loss.label_smoothing * even
+    own = torch.eye(*logits.shape, dtype=logits.dtype, device=logits.device)
 
-    def asked(logits: Tensor) -> Tensor:
+    def asked(logits: Tensor, repeated: Tensor, own: Tensor) -> Tensor:
+        if loss.duplicates == "positive":
+            candidate, target = torch.ones_like(repeated), own + repeated
+        else:
+            candidate, target = ~repeated, own
+        even = candidate.to(logits.dtype) / candidate.sum(1, keepdim=True)
+        target = target / target.sum(1, keepdim=True)
+        target = (1 - loss.label_smoothing) * target + loss.label_smoothing * even
         log_probability = logits.masked_fill(~candidate, -torch.inf).log_softmax(1)
         found: Tensor = (target * log_probability.masked_fill(~candidate, 0)).sum(1).mean()
         return -found
 
-    # All of it is symmetric but for the logits: a caption asks as a picture does.
-    return (asked(logits) + asked(logits.T)) / 2
+    # A caption asks as a picture does; those that are nobody's ask for nobody.
+    pairs = len(logits)
+    back = (part[:, :pairs].T for part in (logits, repeated, own))
+    return (asked(logits, repeated, own) + asked(*back)) / 2
 
 
 def siglip(
     image: Tensor, text: Tensor, scale: Tensor, bias: Tensor | None, ids: Ids, loss: SigLIPLoss
 ) -> Tensor:
-    """Return the sum of all binary questions (B, B) over B."""
+    """Return the sum of all binary questions (B, B + E) over B."""
     logits = scale * image @ text.T + (0 if bias is None else bias)
     repeated = _repeated(ids) if loss.duplicates != "negative" else torch.zeros_like(logits).bool()
-    positive = torch.eye(len(logits), dtype=torch.bool, device=logits.device)
+    positive = torch.eye(*logits.shape, dtype=torch.bool, device=logits.device)
     if loss.duplicates == "positive":
         positive, asked = positive | repeated, torch.ones_like(repeated)
     else:
@@ -117,9 +138,11 @@ def siglip(
 
 
 def _repeated(ids: Ids) -> Tensor:
-    """Mark where a row (B) and a column (B) have the same caption or picture, but for its own."""
-    same = (ids.caption[:, None] == ids.caption) | (ids.image[:, None] == ids.image)
-    itself = torch.eye(len(same), dtype=torch.bool, device=same.device)
+    """Mark where a column (B + E) has the caption or picture of a row (B), but for its own."""
+    pairs = len(ids.image)
+    same = ids.caption[:pairs, None] == ids.caption
+    same[:, :pairs] |= ids.image[:, None] == ids.image
+    itself = torch.eye(*same.shape, dtype=torch.bool, device=same.device)
     return same.masked_fill(itself, False)
 
 

@@ -28,6 +28,7 @@ class Broken(NamedTuple):
     reason: str  # to be counted: one of `picture_files.REASONS`, or a constant above
     detail: str
     stands_in: bool = False  # it was itself to stand in for another
+    source: str = ""  # its name, where there are several
 
 
 class BrokenRowError(Exception):

@@ -7,7 +7,7 @@ row: about 55 MB for a million captions of 15 tokens. Loader processes share its
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from hashlib import blake2b
 from importlib import metadata
 from pathlib import Path
@@ -17,8 +17,8 @@ import numpy as np
 import torch
 
 from clipkit.data.array_file import ArrayFile, ArrayWriter, open_or_build
-from clipkit.data.captions import EncodedCaptions, encode_captions
-from clipkit.tokenizer import TextContract, Tokenizer
+from clipkit.data.captions import EncodedCaption, encode_captions
+from clipkit.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from clipkit.data.rows import Rows
@@ -34,12 +34,10 @@ class CachedTokens:
 
     Args:
         file: as `cached_tokens` builds it.
-        contract: of the tokenizer that it was built with.
     """
 
-    def __init__(self, file: ArrayFile, contract: TextContract) -> None:
+    def __init__(self, file: ArrayFile) -> None:
         self._file = file
-        self._contract = contract
 
     def captions(self, row: int) -> range:
         """Return the numbers of a row's captions."""
@@ -50,23 +48,13 @@ class CachedTokens:
         """Return how long the text of a caption is."""
         return int(self._file["characters"][number])
 
-    def encode(self, numbers: Sequence[int]) -> EncodedCaptions:
-        """Return what `encode_captions` gives for the captions of these numbers."""
-        chosen = np.array(numbers, np.int64)
-        ids, offsets = self._file["ids"], self._file["offsets"]
-        starts = offsets[chosen]
-        lengths = offsets[chosen + 1] - starts
-        contract = self._contract
-        longest = contract.context_length if contract.pad_to_context else lengths.max(initial=0)
-        columns = np.arange(longest)
-        # Beyond a caption's end stands the next one, beyond the last nothing: hence "clip".
-        tokens = ids.take(starts[:, None] + columns, mode="clip").astype(np.int64)
-        np.copyto(tokens, contract.pad_id, where=columns >= lengths[:, None])
-        return EncodedCaptions(
-            torch.from_numpy(tokens),
-            torch.from_numpy(self._file["truncated"][chosen]),
-            torch.from_numpy(self._file["caption_ids"][chosen]),
-            torch.from_numpy(lengths),
+    def __getitem__(self, number: int) -> EncodedCaption:
+        """Return the caption of a number."""
+        start, stop = self._file["offsets"][number : number + 2].tolist()
+        return EncodedCaption(
+            self._file["ids"][start:stop],
+            bool(self._file["truncated"][number]),
+            int(self._file["caption_ids"][number]),
         )
 
 
@@ -82,7 +70,7 @@ def cached_tokens(rows: Rows, tokenizer: Tokenizer, folder: Path, *, split: str)
     file, built = open_or_build(path, lambda writer: _write(writer, rows, tokenizer, split))
     num_captions, done = len(file["truncated"]), "now in" if built else "read from"
     log.info(f"data: tokens of {split}, {num_captions:,} captions: {done} {file.describe()}")
-    return CachedTokens(file, tokenizer.contract)
+    return CachedTokens(file)
 
 
 def _key(rows: Rows, tokenizer: Tokenizer) -> str:

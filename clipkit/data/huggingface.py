@@ -4,24 +4,20 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import numpy as np
-
+from clipkit.data.caption_choice import CaptionChoice, CaptionPolicy
+from clipkit.data.filters import Filters
 from clipkit.data.images import Augmentation
-from clipkit.data.pairs import TRAIN, VALIDATION, CaptionPolicy, PairDataModule
+from clipkit.data.pair_source import PairSource, StoredPairs
+from clipkit.data.pairs import TRAIN, PairDataModule
 from clipkit.data.streaming import Streaming
 from clipkit.errors import UserError
 from clipkit.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
-    from clipkit.data.layouts import Layout
     from clipkit.data.rows import Rows
     from clipkit.data.streaming.opening import StreamedData
     from clipkit.data.streaming.splits import Columns, StreamedSplits
     from clipkit.data.streaming.stream import Stream
-
-
-FEW = 50
-"""Validation pairs below which a score's interval is wider than most differences."""
 
 
 class HuggingFacePairs(PairDataModule):
@@ -34,8 +30,13 @@ class HuggingFacePairs(PairDataModule):
         dataset: a hub id, or a folder or file: a data set folder, parquet, pictures with metadata,
             name.jpg beside name.txt, a sub-folder a class, csv or tsv, webdataset tar shards.
         image_column: found by its name where left out.
-        caption_column: found by its name where left out.
+        caption_column: a column, a pattern of several, a field of JSON objects such as
+            `meta.caption`, or several such with weights, `{alt_text: 0.3, synthetic: 0.7}`: for
+            each sample one of those with a caption is drawn. Found by its name where left out.
         caption_template: makes a caption of a class's name, where folders are classes.
+        negative_column: captions that are wrong on purpose, one of which is a negative beside
+            those of the batch.
+        filters: what a training row has to be.
         train_split: the split to train on.
         streaming: read the data set from its beginning on instead of opening it as a whole; true is
             `Streaming` as it stands. A hub id is then not downloaded first.
@@ -69,8 +70,10 @@ class HuggingFacePairs(PairDataModule):
         dataset: str,
         *,
         image_column: str | None = None,
-        caption_column: str | None = None,
+        caption_column: str | dict[str, float] | None = None,
         caption_template: str = "a photo of a {}.",
+        negative_column: str | None = None,
+        filters: Filters | None = None,
         train_split: str = TRAIN,
         streaming: Streaming | bool = False,
         batch_size: int = 256,
@@ -104,43 +107,48 @@ class HuggingFacePairs(PairDataModule):
             tokenizer=tokenizer,
             seed=seed,
         )
-        self.dataset = dataset
-        self.image_column = image_column
-        self.caption_column = caption_column
-        self.caption_template = caption_template
-        self.train_split = train_split
+        source = PairSource(
+            dataset=dataset,
+            image_column=image_column,
+            caption_column=caption_column,
+            caption_template=caption_template,
+            captions=captions,
+            negative_column=negative_column,
+            filters=filters,
+            train_split=train_split,
+        )
+        self.stored = StoredPairs(source, option="data")
         self.streaming = (
-            (Streaming() if streaming else None) if isinstance(streaming, bool) else (streaming)
+            (Streaming() if streaming else None) if isinstance(streaming, bool) else streaming
         )
         self._splits: StreamedSplits | None = None
-        self._layouts: dict[tuple[str | None, str | None], Layout] = {}
-        self._held_out_hashes: np.ndarray | None = None
 
     def load(self, split: str) -> Rows:
-        return self.evaluation_rows(split)
+        return self.stored.rows(split) if self.streaming is None else self.evaluation_rows(split)
+
+    def caption_choice(self) -> CaptionChoice:
+        return self.stored.captions
 
     def evaluation_rows(
         self, split: str, *, image_column: str | None = None, caption_column: str | None = None
     ) -> Rows:
-        columns = (image_column or self.image_column, caption_column or self.caption_column)
         if self.streaming is not None:
+            source = self.stored.source
+            columns = (image_column or source.image_column, caption_column or self._one_column())
             return self._streamed_splits(self.streaming).rows(split, columns)
-        layout = self._layout(*columns)
-        if split == TRAIN:
-            split = self.train_split
-        if split in (self.train_split, VALIDATION) and not layout.splits.keys() & {
-            self.train_split,
-            split,
-        }:
-            raise UserError(
-                f"data.train_split: {self.dataset!r} has no split {self.train_split!r}; it has: "
-                f"{', '.join(layout.splits)}"
-            )
-        if VALIDATION in layout.splits or split not in (self.train_split, VALIDATION):
-            return layout.split(split)
-        rows = layout.split(self.train_split)
-        held_out = np.isin(rows.key_hashes(), self._held_out())
-        return rows.select(np.flatnonzero(held_out == (split == VALIDATION)))
+        return self.stored.evaluation_rows(
+            split, image_column=image_column, caption_column=caption_column
+        )
+
+    def describe(self) -> str:
+        if self.streaming is not None:
+            return f"data: {self._streamed_splits(self.streaming).describe()}"
+        return f"data: {self.stored.describe()}"
+
+    def fingerprint(self) -> str:
+        if self.streaming is not None:
+            return self._streamed_splits(self.streaming).fingerprint
+        return self.stored.fingerprint()
 
     def stream(self) -> Stream | None:
         if self.streaming is None:
@@ -152,61 +160,39 @@ class HuggingFacePairs(PairDataModule):
         from clipkit.data.streaming.splits import StreamedSplits
 
         if self._splits is None:
+            source = self.stored.source
             self._splits = StreamedSplits(
                 options,
-                columns=(self.image_column, self.caption_column),
-                train_split=self.train_split,
+                columns=(source.image_column, self._one_column()),
+                train_split=source.train_split,
                 opened=self._open_stream,
             )
         return self._splits
+
+    def _one_column(self) -> str | None:
+        """Return the caption column of a stream, which does less with its rows."""
+        source = self.stored.source
+        refused: dict[str, object] = {
+            "negative_column": source.negative_column, "filters": source.filters,
+        }  # fmt: skip
+        if not isinstance(source.caption_column, str | None):
+            refused["caption_column"] = source.caption_column
+        for name, given in refused.items():
+            if given is not None:
+                raise UserError(
+                    f"data.{name}: {given} needs a data set that is opened as a whole; leave it "
+                    "out, or leave out data.streaming"
+                )
+        assert isinstance(source.caption_column, str | None)
+        return source.caption_column
 
     def _open_stream(self, columns: Columns) -> StreamedData:
         from clipkit.data.streaming.opening import open_stream
 
         image_column, caption_column = columns
         return open_stream(
-            self.dataset,
+            self.stored.source.dataset,
             image_column=image_column,
             caption_column=caption_column,
-            caption_template=self.caption_template,
+            caption_template=self.stored.source.caption_template,
         )
-
-    def _held_out(self) -> np.ndarray:
-        """Return the hashes of the pictures kept from training, whichever columns are read."""
-        if self._held_out_hashes is None:
-            from clipkit.data.rows import hold_out
-
-            layout = self._layout(self.image_column, self.caption_column)
-            _, validation = hold_out(layout.split(self.train_split))
-            self._held_out_hashes = np.unique(validation.key_hashes())
-        return self._held_out_hashes
-
-    def describe(self) -> str:
-        if self.streaming is not None:
-            return f"data: {self._streamed_splits(self.streaming).describe()}"
-        layout = self._layout(self.image_column, self.caption_column)
-        held_out = ""
-        if VALIDATION not in layout.splits and self.train_split in layout.splits:
-            validation = self.evaluation_rows(VALIDATION)
-            held_out = f"; {len(validation):,} of them held out as validation"
-            if len(validation) < FEW:
-                held_out += f" (fewer than {FEW}: what is measured on them says little)"
-        return f"data: {layout.describe()}{held_out}"
-
-    def fingerprint(self) -> str:
-        if self.streaming is not None:
-            return self._streamed_splits(self.streaming).fingerprint
-        return self._layout(self.image_column, self.caption_column).fingerprint
-
-    def _layout(self, image_column: str | None, caption_column: str | None) -> Layout:
-        from clipkit.data.layouts import open_layout
-
-        columns = (image_column, caption_column)
-        if columns not in self._layouts:
-            self._layouts[columns] = open_layout(
-                self.dataset,
-                image_column=image_column,
-                caption_column=caption_column,
-                caption_template=self.caption_template,
-            )
-        return self._layouts[columns]

@@ -386,6 +386,13 @@ class Augmentation:
 _NUM_DRAWS = 64
 
 
+def augmentation(chosen: Augmentation | bool) -> Augmentation | None:
+    """Return what a choice stands for: true is CLIP's mild crop, false none."""
+    if isinstance(chosen, bool):
+        return Augmentation() if chosen else None
+    return chosen
+
+
 def _is_range(low: float, high: float) -> Callable[[Sequence[float]], bool]:
     return lambda pair: len(pair) == 2 and low <= pair[0] <= pair[1] <= high
 

@@ -10,8 +10,10 @@ import hashlib
 import logging
 import os
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, NotRequired, TypedDict, TypeVar
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, NotRequired, TypedDict
 
 import lightning as L
 import numpy as np
@@ -29,11 +31,13 @@ from clipkit.data.broken import (
 )
 from clipkit.data.cached_tokens import CachedTokens
 from clipkit.data.caches import Caches
-from clipkit.data.captions import encode_captions
+from clipkit.data.caption_choice import CaptionChoice, CaptionPolicy
+from clipkit.data.captions import EncodedCaption, encode_captions, stack_captions
 from clipkit.data.identity import image_id
 from clipkit.data.images import (
     Augmentation,
     Source,
+    augmentation,
     decode_image,
     resize_for_eval,
     to_uint8,
@@ -45,7 +49,7 @@ from clipkit.data.prepared_pictures import (
     Shrunk,
     read_encoded,
 )
-from clipkit.data.sampling import EvaluationSampler, Permutation, SampleKey, TrainSampler
+from clipkit.data.sampling import EvaluationSampler, Order, Permutation, SampleKey, TrainSampler
 from clipkit.data.sizes import FULL_SIZE, SizeSchedule
 from clipkit.encoders.base import Interpolation, ResizeMode
 from clipkit.errors import UserError
@@ -59,8 +63,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-CaptionPolicy = Literal["random", "first", "longest", "all"]
-Caption = TypeVar("Caption")
 TRAIN, VALIDATION, TEST = "train", "validation", "test"
 
 
@@ -73,9 +75,14 @@ class PairBatch(TypedDict):
     image_ids: Tensor  # int64 (b,), equal for equal pictures
     rows: Tensor  # int64 (b,), the pair's number in its split
     truncated: Tensor  # bool (b,), whether the caption was cut to the context
-    lengths: NotRequired[list[int]]  # how many tokens each caption has
-    by_length: NotRequired[Tensor]  # int64 (b,), the rows, the longest caption first
+    # Captions that are negatives only, of e <= b of the pictures.
+    negatives: NotRequired[Tensor]  # int64 (e, L)
+    negative_ids: NotRequired[Tensor]  # int64 (e,), as `caption_ids`
+    # Of all captions, the negatives after those of the pairs.
+    lengths: NotRequired[list[int]]  # how many tokens each has
+    by_length: NotRequired[Tensor]  # int64 (b + e,), their places, the longest first
     broken: NotRequired[list[Broken]]  # rows in whose place others stand
+    sources: NotRequired[dict[str, int]]  # pairs by source, where there are several
 
 
 class Pixels(NamedTuple):
@@ -90,10 +97,21 @@ class Sample(NamedTuple):
     """One pair on its way to a batch."""
 
     image: Tensor
-    caption: str | int  # its number where tokens are cached
+    caption: str | EncodedCaption
     image_id: int
     row: int
     broken: Sequence[Broken] = ()  # rows in whose place it stands
+    negative: str | EncodedCaption | None = None
+    source: str = ""  # its name, where there are several
+
+
+class Part(NamedTuple):
+    """What one source gives to a split."""
+
+    rows: Rows
+    captions: CaptionChoice
+    augment: Augmentation | None
+    source: str = ""  # its name, where there are several
 
 
 class PairDataModule(L.LightningDataModule):
@@ -152,9 +170,7 @@ class PairDataModule(L.LightningDataModule):
         self.max_broken_ratio = max_broken_ratio
         self.num_workers = num_workers
         self.captions = captions
-        self.augment = (
-            (Augmentation() if augment else None) if isinstance(augment, bool) else augment
-        )
+        self.augment = augmentation(augment)
         self.shrink_batch = shrink_batch
         self.shrink_pictures = shrink_pictures
         self.caches = Caches(cache_tokens, cache_pictures_gb, cache_folder)
@@ -163,8 +179,9 @@ class PairDataModule(L.LightningDataModule):
         self.tokenizer = tokenizer
         self.seed = int(os.environ.get("PL_GLOBAL_SEED", "0")) if seed is None else seed
         self._rows: dict[str, Rows] = {}
-        self._ready: dict[tuple[object, ...], PairDataset] = {}
-        self._num_pairs = 0
+        self._parts: dict[str, list[Part]] = {}
+        self._ready: dict[tuple[object, ...], JoinedPairs] = {}
+        self._lengths: Sequence[int] = ()
         self._start = BEGINNING
         self._streamed: StreamTraining | None = None
 
@@ -175,6 +192,18 @@ class PairDataModule(L.LightningDataModule):
     def stream(self) -> Stream | None:
         """Return what is trained on in the place of the rows of ``train``; None for these."""
         return None
+
+    def parts(self, split: str) -> list[Part]:
+        """Return what a split consists of: of one source, its rows."""
+        return [Part(self._load_once(split), self.caption_choice(), self.augment)]
+
+    def caption_choice(self) -> CaptionChoice:
+        """Return which caption of a picture is trained on."""
+        return CaptionChoice(self.captions)
+
+    def order(self, lengths: Sequence[int]) -> Order:
+        """Return the order of training, of so many pairs of each part."""
+        return Permutation(sum(lengths), seed=self.seed)
 
     def evaluation_rows(
         self, split: str, *, image_column: str | None = None, caption_column: str | None = None
@@ -199,10 +228,10 @@ class PairDataModule(L.LightningDataModule):
             self._streamed = self._stream_training()
         for split in splits.get(stage, ()):
             if split != TRAIN or self._streamed is None:
-                self._load_once(split)
-        if TRAIN in self._rows:
-            self._num_pairs = len(self._pairs(TRAIN))
-            self._fit_batch(self._num_pairs)
+                self._parts_of(split)
+        if TRAIN in self._parts:
+            self._lengths = self._pairs(TRAIN).lengths
+            self._fit_batch(len(self.order(self._lengths)))
         if stage == "fit" and self.image_sizes.sizes and self.trainer is not None:
             log.info(self.image_sizes.checked(self._module().image_encoder))
         if self.caches and self._streamed is None:  # here, so that it is done before the first step
@@ -219,7 +248,7 @@ class PairDataModule(L.LightningDataModule):
         pairs = self._ready_pairs(TRAIN)
         sampler = TrainSampler(
             pairs,
-            order=Permutation(len(pairs), seed=self.seed),
+            order=self.order(pairs.lengths),
             batch_size=self.batch_size,
             rank=self._rank,
             world_size=self._world_size,
@@ -237,7 +266,7 @@ class PairDataModule(L.LightningDataModule):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the position of the run, and what decides which rows it has seen by then."""
-        if self.trainer is None or (TRAIN not in self._rows and self._streamed is None):
+        if self.trainer is None or (TRAIN not in self._parts and self._streamed is None):
             return {}
         at = position(self.trainer)
         state = {**at._asdict(), **self._deciding_order()}
@@ -246,7 +275,7 @@ class PairDataModule(L.LightningDataModule):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         if self.trainer is None or not state_dict:
             return
-        if TRAIN not in self._rows and self._streamed is None:
+        if TRAIN not in self._parts and self._streamed is None:
             return
         start, stream = (
             Position(state_dict["epoch"], state_dict["batches"]),
@@ -267,7 +296,8 @@ class PairDataModule(L.LightningDataModule):
     def _deciding_order(self) -> dict[str, int]:
         deciding = {"batch_size": self.batch_size, "seed": self.seed}
         if self._streamed is None:
-            return {**deciding, "pairs": self._num_pairs}
+            deciding |= {"pairs": sum(self._lengths)}
+            return deciding | self.order(self._lengths).deciding()
         return {**deciding, **self._streamed.deciding_order()}
 
     # --- Streams -----------------------------------------------------------------------------
@@ -305,7 +335,7 @@ class PairDataModule(L.LightningDataModule):
             pixels=self._pixels(),
             sizes=self.image_sizes,
             augment=self.augment,
-            captions="first" if self.captions == "all" else self.captions,
+            captions=CaptionChoice("first" if self.captions == "all" else self.captions),
             seed=self.seed,
         )
         prepare = self._preparation(pairs)
@@ -319,7 +349,7 @@ class PairDataModule(L.LightningDataModule):
             world_size=self._world_size,
             batch_size=self.batch_size // self._world_size,
             num_workers=workers,
-            collate_fn=PairCollate(self._tokenizer()),
+            collate_fn=PairCollate(self._tokenizer(), negatives=False),
             pin_memory=torch.cuda.is_available(),
             persistent_workers=workers > 0,
         )
@@ -334,32 +364,51 @@ class PairDataModule(L.LightningDataModule):
             self._rows[split] = rows
         return self._rows[split]
 
-    def _pairs(self, split: str) -> PairDataset:
-        policy = self.captions
-        if split != TRAIN and policy == "random":
-            policy = "first"
-        return PairDataset(
-            self._load_once(split),
-            pixels=self._pixels(),
-            sizes=self.image_sizes if split == TRAIN else FULL_SIZE,
-            augment=self.augment if split == TRAIN else None,
-            captions=policy,
-            seed=self.seed,
+    def _parts_of(self, split: str) -> list[Part]:
+        if split not in self._parts:
+            self._parts[split] = self.parts(split)
+        return self._parts[split]
+
+    def _pairs(self, split: str) -> JoinedPairs:
+        training = split == TRAIN
+        return JoinedPairs(
+            [
+                PairDataset(
+                    part.rows,
+                    pixels=self._pixels(),
+                    sizes=self.image_sizes if training else FULL_SIZE,
+                    augment=part.augment if training else None,
+                    captions=part.captions if training else part.captions.of_evaluation(),
+                    negatives=part.rows.negatives() if training else None,
+                    seed=self.seed,
+                    source=part.source,
+                )
+                for part in self._parts_of(split)
+            ]
         )
 
-    def _ready_pairs(self, split: str) -> PairDataset:
+    def _ready_pairs(self, split: str) -> JoinedPairs:
         """Return the pairs of a split with what is prepared of them, which may take a while."""
         tokenizer = self._tokenizer()
         sizes = tuple(self.image_sizes.sizes.items())
         described = (split, self._pixels(), sizes, tokenizer.digest, tokenizer.contract)
         if described not in self._ready:
-            pairs = self._pairs(split)
-            pairs.tokens = self.caches.tokens_of(pairs.rows, tokenizer, split=split)
-            prepare = self._preparation(pairs)
-            if prepare is not None:
-                pairs.pictures = self.caches.pictures_of(pairs.rows, prepare, split=split)
-            self._ready[described] = pairs
+            joined = self._pairs(split)
+            for pairs in joined.parts:
+                self._make_ready(pairs, " of ".join(filter(None, (split, pairs.source))))
+            self._ready[described] = joined
         return self._ready[described]
+
+    def _make_ready(self, pairs: PairDataset, name: str) -> None:
+        tokenizer = self._tokenizer()
+        pairs.tokens = self.caches.tokens_of(pairs.rows, tokenizer, split=name)
+        if pairs.negatives is not None:
+            pairs.negative_tokens = self.caches.tokens_of(
+                pairs.negatives, tokenizer, split=f"{name}, negatives"
+            )
+        prepare = self._preparation(pairs)
+        if prepare is not None:
+            pairs.pictures = self.caches.pictures_of(pairs.rows, prepare, split=name)
 
     def _preparation(self, pairs: PairDataset) -> Prepare | None:
         pixels, augment = pairs.pixels, pairs.augment
@@ -415,7 +464,7 @@ class PairDataModule(L.LightningDataModule):
         return self._loader(pairs, sampler)
 
     def _loader(
-        self, pairs: PairDataset, sampler: TrainSampler | EvaluationSampler
+        self, pairs: JoinedPairs, sampler: TrainSampler | EvaluationSampler
     ) -> DataLoader[PairBatch]:
         workers = self._workers()
         return DataLoader(
@@ -423,7 +472,7 @@ class PairDataModule(L.LightningDataModule):
             batch_size=max(self.batch_size // self._world_size, 1),
             sampler=sampler,
             num_workers=workers,
-            collate_fn=PairCollate(self._tokenizer(), pairs.tokens),
+            collate_fn=PairCollate(self._tokenizer(), negatives=pairs.have_negatives),
             pin_memory=torch.cuda.is_available(),
             persistent_workers=workers > 0,
         )
@@ -467,7 +516,10 @@ class PairDataModule(L.LightningDataModule):
 
 
 class PairDataset(Dataset[Sample]):
-    """Rows as pairs: picks a caption, decodes, augments; all drawn from (seed, epoch, index)."""
+    """Rows of one source as pairs: picks a caption, decodes, augments.
+
+    All that is drawn is drawn from (seed, source, epoch, number).
+    """
 
     def __init__(
         self,
@@ -476,20 +528,26 @@ class PairDataset(Dataset[Sample]):
         pixels: Pixels,
         sizes: SizeSchedule = FULL_SIZE,
         augment: Augmentation | None,
-        captions: CaptionPolicy,
+        captions: CaptionChoice,
+        negatives: Rows | None = None,
         seed: int,
+        source: str = "",
     ) -> None:
         self.rows = rows
         self.pixels = pixels
         self.sizes = sizes
         self.augment = augment
         self.captions = captions
-        self.seed = seed
+        self.negatives = negatives
+        self.source = source
+        # By its name, so that what is drawn for a source does not hang on the others.
+        self.seed = (seed, *source.encode())
         self.tokens: CachedTokens | None = None
+        self.negative_tokens: CachedTokens | None = None
         self.pictures: PreparedPictures | None = None
         # The first pair of each row, where every caption makes a pair.
         self._starts: np.ndarray[Any, np.dtype[np.int64]] | None = None
-        if captions == "all":
+        if captions.policy == "all":
             counts = [len(texts) for texts in rows.all_captions()]
             self._starts = np.concatenate([[0], np.cumsum(counts)])
 
@@ -499,17 +557,18 @@ class PairDataset(Dataset[Sample]):
     def __getitem__(self, key: SampleKey) -> Sample:
         """Return a sample; where its row is broken, one of another row that says so."""
         broken: list[Broken] = []
-        for number in stand_ins(key.number, length=len(self), seed=(self.seed, key.epoch)):
+        for number in stand_ins(key.number, length=len(self), seed=(*self.seed, key.epoch)):
             try:
                 return self.sample(number, key.epoch)._replace(broken=broken)
             except BrokenRowError as error:
                 row, _ = self._locate(number)
                 name, reason = self.rows.key(row), error.reason
-                broken.append(Broken(row, name, reason, str(error), stands_in=bool(broken)))
+                stands_in = bool(broken)
+                broken.append(Broken(row, name, reason, str(error), stands_in, self.source))
         raise nothing_usable(broken)
 
     def sample(self, number: int, epoch: int) -> Sample:
-        rng = np.random.default_rng((self.seed, epoch, number))
+        rng = np.random.default_rng((*self.seed, epoch, number))
         row, which = self._locate(number)
         caption = self._caption(row, which, rng)
         pixels = self.pixels
@@ -523,7 +582,9 @@ class PairDataset(Dataset[Sample]):
                 tensor = to_uint8(
                     resize_for_eval(image, pixels.size, pixels.resize_mode, pixels.interpolation)
                 )
-        return Sample(tensor, caption, identity, number)
+        # Last, so that views are the same with and without.
+        negative = self._negative(row, rng)
+        return Sample(tensor, caption, identity, number, negative=negative, source=self.source)
 
     def _picture(self, row: int) -> tuple[Source, int]:
         """A picture, encoded or prepared, and its id."""
@@ -538,57 +599,91 @@ class PairDataset(Dataset[Sample]):
         row = int(np.searchsorted(self._starts, index, side="right")) - 1
         return row, index - int(self._starts[row])
 
-    def _caption(self, row: int, which: int | None, rng: np.random.Generator) -> str | int:
-        """A caption of a row, or its number where its tokens are known."""
-        if self.tokens is not None:
-            return self._pick(self.tokens.captions(row), self.tokens.characters, which, rng)
-        return self._pick(self.rows.captions(row), len, which, rng)
-
-    def _pick(
-        self,
-        captions: Sequence[Caption],
-        length: Callable[[Caption], int],
-        which: int | None,
-        rng: np.random.Generator,
-    ) -> Caption:
-        if not captions:
+    def _caption(
+        self, row: int, which: int | None, rng: np.random.Generator
+    ) -> str | EncodedCaption:
+        counts = self.rows.caption_counts(row)
+        if self.tokens is None:
+            texts = self.rows.captions(row)
+            if not texts:
+                raise BrokenRowError(NO_CAPTION)
+            if which is not None:
+                return texts[which]
+            return self.captions.of(texts, counts, length=len, rng=rng)
+        numbers = self.tokens.captions(row)
+        if not numbers:
             raise BrokenRowError(NO_CAPTION)
         if which is not None:
-            return captions[which]
-        if self.captions == "random":
-            return captions[int(rng.integers(len(captions)))]
-        if self.captions == "longest":
-            return max(captions, key=length)
-        return captions[0]
+            return self.tokens[numbers[which]]
+        length = self.tokens.characters
+        return self.tokens[self.captions.of(numbers, counts, length=length, rng=rng)]
+
+    def _negative(self, row: int, rng: np.random.Generator) -> str | EncodedCaption | None:
+        if self.negatives is None:
+            return None
+        if self.negative_tokens is None:
+            texts = self.negatives.captions(row)
+            return texts[int(rng.integers(len(texts)))] if texts else None
+        numbers = self.negative_tokens.captions(row)
+        if not numbers:
+            return None
+        return self.negative_tokens[numbers[int(rng.integers(len(numbers)))]]
+
+
+class JoinedPairs(Dataset[Sample]):
+    """The pairs of one or several sources, numbered through."""
+
+    def __init__(self, parts: Sequence[PairDataset]) -> None:
+        self.parts = list(parts)
+        self.lengths = [len(part) for part in self.parts]
+        self._starts = [sum(self.lengths[:place]) for place in range(len(self.parts))]
+        self.have_negatives = any(part.negatives is not None for part in self.parts)
+
+    def __len__(self) -> int:
+        return sum(self.lengths)
+
+    def __getitem__(self, key: SampleKey) -> Sample:
+        place = bisect_right(self._starts, key.number) - 1
+        start = self._starts[place]
+        sample = self.parts[place][key._replace(number=key.number - start)]
+        return sample._replace(row=start + sample.row)
 
 
 class PairCollate:
     """Samples to a batch; a class so that data workers can be spawned.
 
     Args:
-        tokenizer: for captions that are texts.
-        tokens: for captions that are numbers; then all of them are.
+        tokenizer: of the captions.
+        negatives: whether samples may have such, so that every batch says which.
     """
 
-    def __init__(self, tokenizer: Tokenizer, tokens: CachedTokens | None = None) -> None:
+    def __init__(self, tokenizer: Tokenizer, *, negatives: bool = False) -> None:
         self.tokenizer = tokenizer
-        self.tokens = tokens
+        self.negatives = negatives
 
     def __call__(self, samples: list[Sample]) -> PairBatch:
+        pairs = len(samples)
         captions: list[Any] = [sample.caption for sample in samples]
-        if self.tokens is None:
+        captions += [sample.negative for sample in samples if sample.negative is not None]
+        if isinstance(captions[0], str):
             encoded = encode_captions(self.tokenizer, captions)
         else:
-            encoded = self.tokens.encode(captions)
+            encoded = stack_captions(self.tokenizer.contract, captions)
         lengths = encoded.lengths
-        return PairBatch(
+        batch = PairBatch(
             images=torch.stack([sample.image for sample in samples]),
-            tokens=encoded.tokens,
-            caption_ids=encoded.ids,
+            tokens=encoded.tokens[:pairs],
+            caption_ids=encoded.ids[:pairs],
             image_ids=torch.tensor([sample.image_id for sample in samples]),
             rows=torch.tensor([sample.row for sample in samples]),
-            truncated=encoded.truncated,
+            truncated=encoded.truncated[:pairs],
             lengths=lengths.tolist(),
             by_length=lengths.argsort(descending=True, stable=True),
             broken=[broken for sample in samples for broken in sample.broken],
         )
+        if self.negatives:
+            batch["negatives"] = encoded.tokens[pairs:]
+            batch["negative_ids"] = encoded.ids[pairs:]
+        if samples[0].source:
+            batch["sources"] = dict(Counter(sample.source for sample in samples))
+        return batch

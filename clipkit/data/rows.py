@@ -9,7 +9,8 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from copy import copy
 from hashlib import blake2b
 from typing import Any, NamedTuple, overload
 
@@ -47,6 +48,7 @@ class Source(ABC):
     """Pictures and columns by position; a subclass pickles to what a worker needs to reopen it."""
 
     columns: list[str]
+    objects: Sequence[str] = ()  # columns of JSON objects whose fields are columns themselves
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -174,6 +176,17 @@ class Rows(Sequence[Row], ABC):
     @abstractmethod
     def captions(self, index: int) -> list[str]:
         """The captions of a row alone: the picture is not read."""
+
+    def caption_counts(self, index: int) -> np.ndarray | None:
+        """How many of a row's captions (C,) each of several columns gave, in turn.
+
+        None where it is all one which column a caption comes from.
+        """
+        return None
+
+    def negatives(self) -> Rows | None:
+        """The same rows with what is no caption of theirs in the captions' place."""
+        return None
 
     @abstractmethod
     def key(self, index: int) -> str:
@@ -308,6 +321,8 @@ class StoredRows(Rows):
         captions: arrow array (N) of strings, or of lists of strings.
         keys: arrow array (N) of strings; the same picture has the same key.
         index: positions within the source that this selection consists of; None for all.
+        counts: (N, C) how many captions of a row each of C columns gave, in turn.
+        negatives: arrow array (N), as the captions, of what is no caption of a row's picture.
     """
 
     def __init__(
@@ -317,11 +332,15 @@ class StoredRows(Rows):
         captions: pa.Array,
         keys: pa.Array,
         index: np.ndarray | None = None,
+        counts: np.ndarray | None = None,
+        negatives: pa.Array | None = None,
     ) -> None:
         self._source = source
         self._captions = captions
         self._keys = keys
         self._index = index
+        self._counts = counts
+        self._negatives = negatives
         self._hashes: np.ndarray | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -335,6 +354,14 @@ class StoredRows(Rows):
 
     def captions(self, index: int) -> list[str]:
         return caption_list(self._captions[self._position(index)].as_py())
+
+    def caption_counts(self, index: int) -> np.ndarray | None:
+        return None if self._counts is None else self._counts[self._position(index)]
+
+    def negatives(self) -> StoredRows | None:
+        if self._negatives is None:
+            return None
+        return self._with(_captions=self._negatives, _counts=None, _negatives=None)
 
     def key(self, index: int) -> str:
         return str(self._keys[self._position(index)].as_py())
@@ -363,8 +390,7 @@ class StoredRows(Rows):
         return list(self._source.columns)
 
     def column(self, name: str) -> list[Any]:
-        self._check(name)
-        values: list[Any] = self._taken(self._source.column(name)).to_pylist()
+        values: list[Any] = self.cells(name).to_pylist()
         return values
 
     def class_names(self, name: str) -> list[str] | None:
@@ -372,13 +398,13 @@ class StoredRows(Rows):
         return self._source.class_names(name)
 
     def unselected(self) -> StoredRows:
-        return StoredRows(self._source, captions=self._captions, keys=self._keys)
+        return self._with(_index=None)
 
     def select(self, index: Sequence[int] | np.ndarray) -> StoredRows:
         places = np.asarray(index, np.int64)
         if self._index is not None:
             places = self._index[places]
-        return StoredRows(self._source, captions=self._captions, keys=self._keys, index=places)
+        return self._with(_index=places)
 
     def with_captions(self, captions: Sequence[list[str]]) -> StoredRows:
         """The same rows with other captions, one list a row."""
@@ -386,7 +412,45 @@ class StoredRows(Rows):
         for index, texts in enumerate(captions):
             everywhere[self._position(index)] = texts
         array = pa.array(everywhere, pa.list_(pa.string()))
-        return StoredRows(self._source, captions=array, keys=self._keys, index=self._index)
+        return self._with(_captions=array, _counts=None)
+
+    def fitting(self, fits: Callable[[pa.Array], np.ndarray]) -> StoredRows:
+        """The same rows without the captions that do not fit; some may be left without any.
+
+        Args:
+            fits: texts (K) to which of them do (K,) bool.
+        """
+        blocks, counts = [], []
+        for start in range(0, max(len(self._captions), 1), BLOCK):
+            number, texts = trimmed(self._captions.slice(start, BLOCK))
+            fit = fits(texts)
+            blocks.append(_lists_of(texts.filter(pa.array(fit)), _regrouped(fit, number)))
+            if self._counts is not None:
+                by_column = self._counts[start : start + BLOCK]
+                counts.append(_regrouped(fit, by_column.ravel()).reshape(by_column.shape))
+        return self._with(
+            _captions=pa.concat_arrays(blocks),
+            _counts=np.concatenate(counts) if counts else None,
+        )
+
+    def have_captions(self) -> np.ndarray:
+        """Which rows (N,) have any caption."""
+        counts = [trimmed(block)[0] for block in self.caption_blocks()]
+        return np.concatenate(counts) > 0 if counts else np.zeros(0, bool)
+
+    def cells(self, name: str) -> pa.ChunkedArray:
+        """The values of a column as they are kept (N).
+
+        Raises:
+            UserError: there is no such column.
+        """
+        self._check(name)
+        return self._taken(self._source.column(name))
+
+    def _with(self, **changed: Any) -> StoredRows:
+        rows = copy(self)
+        rows.__dict__.update(changed, _hashes=None)
+        return rows
 
     def image_files(self) -> list[str]:
         """The files of the pictures, where each is a file."""
@@ -487,6 +551,18 @@ def trimmed(captions: pa.Array) -> tuple[np.ndarray, pa.Array]:
     there = pc.fill_null(pc.greater(pc.binary_length(texts), 0), False)
     rows = rows[there.to_numpy(zero_copy_only=False)]
     return np.bincount(rows, minlength=len(captions)), texts.filter(there)
+
+
+def _regrouped(kept: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """How many of each group (G,) are kept, of items (K,) that stand group by group."""
+    group = np.repeat(np.arange(len(counts)), counts)
+    return np.bincount(group[kept], minlength=len(counts)).astype(counts.dtype)
+
+
+def _lists_of(texts: pa.Array, counts: np.ndarray) -> pa.Array:
+    """Texts (K) as lists of so many each (N)."""
+    offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
+    return pa.ListArray.from_arrays(pa.array(offsets), texts.cast(pa.string()))
 
 
 def is_list(kind: pa.DataType) -> bool:

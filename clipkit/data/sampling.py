@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
 from torch.utils.data import Dataset, DistributedSampler
 
+from clipkit.errors import UserError
 from clipkit.resume import BEGINNING, Position
 
 
@@ -30,6 +31,10 @@ class Order(ABC):
     def numbers(self, epoch: int) -> np.ndarray:
         """The numbers (N,) int64 of an epoch's pairs."""
 
+    def deciding(self) -> dict[str, int]:
+        """What decides the order beside pairs and seed, by its name: equal for equal orders."""
+        return {}
+
 
 class Permutation(Order):
     """Every pair once, in an order drawn from (seed, epoch)."""
@@ -43,6 +48,78 @@ class Permutation(Order):
 
     def numbers(self, epoch: int) -> np.ndarray:
         return np.random.default_rng((self._seed, epoch)).permutation(self._length)
+
+
+class MixtureOrder(Order):
+    """The pairs of several sources, of each so many an epoch.
+
+    A source is gone through in one permutation after another, each epoch from where the one before
+    it stopped: every pair of it is seen before any is seen again.
+
+    Args:
+        sources: pairs of each source by its name; they are numbered through in this order.
+        shares: pairs of each source in an epoch.
+        seed: of the order.
+    """
+
+    def __init__(self, sources: Mapping[str, int], shares: Mapping[str, int], *, seed: int) -> None:
+        self._sources = sources
+        self._shares = shares
+        self._seed = seed
+
+    def __len__(self) -> int:
+        return sum(self._shares.values())
+
+    def numbers(self, epoch: int) -> np.ndarray:
+        names = list(self._sources)
+        source = np.repeat(np.arange(len(names)), [self._shares[name] for name in names])
+        # First whose turn it is, then which pair: those of a source keep the order of their own.
+        source = np.random.default_rng((self._seed, epoch)).permutation(source)
+        numbers = np.empty(len(source), np.int64)
+        start = 0
+        for place, name in enumerate(names):
+            numbers[source == place] = start + self._of_source(name, epoch)
+            start += self._sources[name]
+        return numbers
+
+    def deciding(self) -> dict[str, int]:
+        pairs = {f"pairs of {name}": number for name, number in self._sources.items()}
+        return pairs | {f"pairs of {name} an epoch": n for name, n in self._shares.items()}
+
+    def _of_source(self, name: str, epoch: int) -> np.ndarray:
+        """The numbers (n,) of a source's pairs within it that an epoch takes."""
+        length, share = self._sources[name], self._shares[name]
+        first, skipped = divmod(epoch * share, length)
+        last = -(-(skipped + share) // length) + first
+        # By its name, so that its order does not hang on the other sources.
+        seeds = [(self._seed, *name.encode(), number) for number in range(first, last)]
+        rounds = [np.random.default_rng(seed).permutation(length) for seed in seeds]
+        return np.concatenate([np.empty(0, np.int64), *rounds])[skipped : skipped + share]
+
+
+def shares_of(weights: Mapping[str, float], total: int) -> dict[str, int]:
+    """Divide a number as the weights say: each as near as whole numbers allow, their sum exact."""
+    whole = sum(weights.values())
+    exact = {name: weight / whole * total for name, weight in weights.items()}
+    shares = {name: int(share) for name, share in exact.items()}
+    # The largest remainders are rounded up; of equal ones the first.
+    by_remainder = sorted(weights, key=lambda name: shares[name] - exact[name])
+    for name in by_remainder[: total - sum(shares.values())]:
+        shares[name] += 1
+    return shares
+
+
+def check_weights(option: str, weights: Mapping[str, float]) -> None:
+    """Refuse weights that are no shares of a whole.
+
+    Raises:
+        UserError: there is none, or one is not a positive number.
+    """
+    if not weights:
+        raise UserError(f"{option}: {{}} names nothing to draw from")
+    for name, weight in weights.items():
+        if not 0 < weight < float("inf"):
+            raise UserError(f"{option}: the weight of {name!r}, {weight:g}, is not above 0")
 
 
 # Both derive from DistributedSampler so that Lightning, which replaces other samplers under DDP,

@@ -5,9 +5,10 @@ from __future__ import annotations
 from hashlib import sha256
 from typing import TYPE_CHECKING, get_args
 
+from clipkit.data.caption_choice import CaptionPolicy
 from clipkit.data.drawing import CLASS_NAMES, Split
 from clipkit.data.images import Augmentation
-from clipkit.data.pairs import CaptionPolicy, PairDataModule
+from clipkit.data.pairs import PairDataModule
 from clipkit.errors import UserError
 from clipkit.tokenizer import Tokenizer
 

@@ -233,6 +233,7 @@ def test_equal_captions_and_pictures_have_equal_ids(tmp_path, tokenizer):
         image.save(tmp_path / f"{name}.png")
         (tmp_path / f"{name}.txt").write_text(caption)
     (tmp_path / "validation").mkdir()
+    from clipkit.data.caption_choice import CaptionChoice
     from clipkit.data.layouts import open_layout
     from clipkit.data.pairs import PairCollate, PairDataset, Pixels
     from clipkit.data.sampling import SampleKey
@@ -240,7 +241,11 @@ def test_equal_captions_and_pictures_have_equal_ids(tmp_path, tokenizer):
     shutil.rmtree(tmp_path / "validation")
     rows = open_layout(str(tmp_path)).split("train")
     data = PairDataset(
-        rows, pixels=Pixels(SIZE, "shortest", "bicubic"), augment=None, captions="first", seed=0
+        rows,
+        pixels=Pixels(SIZE, "shortest", "bicubic"),
+        augment=None,
+        captions=CaptionChoice("first"),
+        seed=0,
     )
     batch = PairCollate(tokenizer)([data[SampleKey(0, i)] for i in range(4)])
     a, b, c, d = batch["caption_ids"].tolist()

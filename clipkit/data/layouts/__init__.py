@@ -75,6 +75,9 @@ class Layout:
         digest = blake2b(digest_size=16)
         for name, rows in self.splits.items():
             digest.update(f"{name}:{rows.digest()};".encode())
+            negatives = rows.negatives()
+            if negatives is not None:
+                digest.update(f"negatives:{negatives.digest()};".encode())
         return digest.hexdigest()
 
     def split(self, name: str) -> StoredRows:
@@ -106,7 +109,8 @@ def open_layout(
     path: str,
     *,
     image_column: str | None = None,
-    caption_column: str | None = None,
+    caption_column: str | dict[str, float] | None = None,
+    negative_column: str | None = None,
     caption_template: str = "a photo of a {}.",
     captions_required: bool = True,
     image_folder: str | None = None,
@@ -119,8 +123,10 @@ def open_layout(
         path: a folder, a file, a pattern (`shards-{000..003}.tar`, `data/*.parquet`), or the id
             of a data set on the hub.
         image_column: the column of pictures or of their paths; found by its name or type if None.
-        caption_column: the column of captions, or a pattern of several (`caption_*`); found by
-            its name if None: see `clipkit.data.layouts.columns.CAPTION_COLUMNS`.
+        caption_column: the column of captions, a pattern of several (`caption_*`), a field of JSON
+            objects (`meta.caption`), or several such with weights; found by its name if None: see
+            `clipkit.data.layouts.columns.CAPTION_COLUMNS`.
+        negative_column: a column of texts that are no captions of the picture.
         caption_template: makes a caption of a class's name.
         captions_required: whether a data set without captions is refused.
         image_folder: what paths of pictures in lists and tables are relative to, and may not leave;
@@ -135,6 +141,7 @@ def open_layout(
         path=os.path.expanduser(path),
         image_column=image_column,
         caption_column=caption_column,
+        negative_column=negative_column,
         caption_template=caption_template,
         captions_required=captions_required,
         image_folder=None if image_folder is None else os.path.expanduser(image_folder),

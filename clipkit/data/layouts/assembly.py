@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -11,9 +12,12 @@ import pyarrow as pa
 from clipkit.data.layouts.columns import (
     choose_captions,
     holds_classes,
+    named_columns,
     read_captions,
+    read_weighed_captions,
     without_caption,
 )
+from clipkit.data.layouts.fields import locate
 from clipkit.data.layouts.request import Request
 from clipkit.data.rows import Source, StoredRows
 from clipkit.errors import named
@@ -52,17 +56,24 @@ def assemble(
         UserError: no or a wrong caption column, an empty split, too many incomplete rows.
     """
     model = parts.get("train") or next(iter(parts.values()))
-    chosen = choose_captions(request, model.source)
+    groups = choose_captions(request, model.source)
+    chosen = [column for group in groups for column in group]
+    wanted = request.negative_column
+    negative_columns = wanted and named_columns(request, model.source, "negative_column", wanted)
     templated = any(holds_classes(model.source, column) for column in chosen)
     splits: dict[str, StoredRows] = {}
     notes: list[str] = []
     for split, (source, keys) in parts.items():
-        if missing := [column for column in chosen if column not in source.columns]:
+        if missing := [column for column in chosen if locate(source, column) is None]:
             raise request.error(
                 f"split {split!r} has no column {missing[0]!r}, which captions are read from; its"
                 f" columns are: {', '.join(source.columns) or 'none'}"
             )
-        captions = read_captions(request, source, chosen)
+        counts = None
+        if isinstance(request.caption_column, dict):
+            captions, counts = read_weighed_captions(request, source, groups)
+        else:
+            captions = read_captions(request, source, chosen)
         if len(captions) != len(source):
             raise request.error(
                 f"split {split!r} is damaged: {len(source):,} pictures, {len(captions):,} captions"
@@ -74,7 +85,8 @@ def assemble(
         whole, left_out = leave_out(request, split, source, faults, hint=hint)
         if len(whole) == 0:
             raise request.error(f"split {split!r} is empty")
-        rows = StoredRows(source, captions=captions, keys=keys)
+        negatives = _negatives(request, source, negative_columns)
+        rows = StoredRows(source, captions=captions, keys=keys, counts=counts, negatives=negatives)
         splits[split] = rows if len(whole) == len(source) else rows.select(whole)
         notes += left_out
     return Found(
@@ -85,6 +97,13 @@ def assemble(
         caption_template=request.caption_template if templated else None,
         notes=notes,
     )
+
+
+def _negatives(request: Request, source: Source, columns: Sequence[str] | None) -> pa.Array | None:
+    """What is no caption of a row's picture (N); a split other than the first may have none."""
+    if columns is None or any(locate(source, column) is None for column in columns):
+        return None
+    return read_captions(request, source, columns)
 
 
 def leave_out(

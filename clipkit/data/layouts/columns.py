@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import fnmatch
-import json
 import os
 import re
 import unicodedata
 from collections.abc import Sequence
 from hashlib import blake2b
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from clipkit.data.layouts.fields import Field, locate, texts_of_field, texts_of_json
 from clipkit.data.layouts.request import Request
-from clipkit.data.rows import BLOCK, Picture, Source, is_list, trimmed
+from clipkit.data.rows import BLOCK, Picture, Source, caption_list, is_list, trimmed
 from clipkit.errors import named
 
 # Searched in this order, whatever the case of the letters.
@@ -40,19 +39,40 @@ def find(columns: Sequence[str], names: Sequence[str]) -> str | None:
     return next((spelled[name] for name in names if name in spelled), None)
 
 
-def choose_captions(request: Request, source: Source) -> list[str]:
-    """The columns that captions come from: one, several numbered ones, or none.
+def choose_captions(request: Request, source: Source) -> list[list[str]]:
+    """What captions come from: one column, several numbered ones, or none, as one group.
+
+    Where the request weighs columns, a group for each weight.
 
     Raises:
-        UserError: the column named in YAML does not exist, or none is found and one is required.
+        UserError: a column named in YAML does not exist, or none is found and one is required.
     """
-    columns, wanted = source.columns, request.caption_column
+    wanted = request.caption_column
+    if isinstance(wanted, dict):
+        return [named_columns(request, source, "caption_column", name) for name in wanted]
     if wanted is not None:
-        # A pattern takes several: 'caption_*' where each of five captions has its own column.
-        chosen = [column for column in columns if fnmatch.fnmatchcase(column, wanted)]
-        if not chosen:
-            raise request.no_column("caption_column", columns)
-        return [wanted] if wanted in columns else chosen
+        return [named_columns(request, source, "caption_column", wanted)]
+    found = _find_captions(request, source)
+    return [found] if found else []
+
+
+def named_columns(request: Request, source: Source, option: str, name: str) -> list[str]:
+    """The columns that a name, a pattern or a place within objects stands for.
+
+    Raises:
+        UserError: there is none.
+    """
+    if name in source.columns:
+        return [name]
+    # A pattern takes several: 'caption_*' where each of five captions has its own column.
+    chosen = [column for column in source.columns if fnmatch.fnmatchcase(column, name)]
+    if not chosen and locate(source, name) is None:
+        raise request.no_column(option, source.columns, name)
+    return chosen or [name]
+
+
+def _find_captions(request: Request, source: Source) -> list[str]:
+    columns = source.columns
     if column := find(columns, CAPTION_COLUMNS):
         return [column]
     numbered = [column for column in columns if re.fullmatch(r"(?i)captions?[_-]?\d+", column)]
@@ -79,21 +99,31 @@ def read_captions(request: Request, source: Source, columns: Sequence[str]) -> p
     if not columns:
         return pa.nulls(len(source), pa.string())
     texts = [_texts(request, source, column) for column in columns]
-    if len(texts) == 1:
-        return texts[0]
-    return pa.concat_arrays(
-        [
-            _side_by_side([array.slice(start, BLOCK) for array in texts])
-            for start in range(0, max(len(source), 1), BLOCK)
-        ]
-    )
+    return texts[0] if len(texts) == 1 else _side_by_side(texts)[0]
 
 
-def _side_by_side(texts: Sequence[pa.Array]) -> pa.Array:
-    """The captions of several columns as one list a row."""
-    together = zip(*(array.to_pylist() for array in texts), strict=True)
-    flat = [[t for c in cells for t in (c if isinstance(c, list) else [c])] for cells in together]
-    return pa.array(flat, pa.list_(pa.string()))
+def read_weighed_captions(
+    request: Request, source: Source, groups: Sequence[Sequence[str]]
+) -> tuple[pa.Array, np.ndarray]:
+    """Captions of every row (N), as lists, and how many each group of columns gave (N, C).
+
+    Raises:
+        UserError: a column that holds no text.
+    """
+    return _side_by_side([read_captions(request, source, columns) for columns in groups])
+
+
+def _side_by_side(texts: Sequence[pa.Array]) -> tuple[pa.Array, np.ndarray]:
+    """The captions of several columns as one list a row, and how many each gave (N, C)."""
+    lists, counts = [], []
+    for start in range(0, max(len(texts[0]), 1), BLOCK):
+        columns = [map(caption_list, array.slice(start, BLOCK).to_pylist()) for array in texts]
+        cells = list(zip(*columns, strict=True))
+        flat = [[text for cell in row for text in cell] for row in cells]
+        lists.append(pa.array(flat, pa.list_(pa.string())))
+        sizes = [[len(cell) for cell in row] for row in cells]
+        counts.append(np.array(sizes, np.int32).reshape(len(cells), len(texts)))
+    return pa.concat_arrays(lists), np.concatenate(counts)
 
 
 def holds_classes(source: Source, column: str) -> bool:
@@ -146,21 +176,6 @@ def keys_of_rows(source: Source, image_paths: pa.ChunkedArray | None = None) -> 
             return keys
     hashes = (_picture_hash(picture) for picture in source.images())
     return pa.array(hashes, pa.string())
-
-
-def arrow_of(values: list[Any]) -> pa.Array:
-    """JSON values as an array, also where they are of several types."""
-    try:
-        return pa.array(values)
-    except (pa.ArrowInvalid, pa.ArrowTypeError):
-        pass
-    # One caption here, several there: lists of strings. Anything else is kept as its JSON.
-    cells = [[value] if isinstance(value, str) else value for value in values]
-    try:
-        return pa.array(cells, pa.list_(pa.string()))
-    except (pa.ArrowInvalid, pa.ArrowTypeError):
-        dumped = (v if v is None or isinstance(v, str) else json.dumps(v) for v in values)
-        return pa.array(list(dumped), pa.string())
 
 
 def lines_of(text: str) -> list[str]:
@@ -230,10 +245,13 @@ def _picture_hash(image: Picture) -> str:
     return blake2b(content, digest_size=12).hexdigest()
 
 
-def _texts(request: Request, source: Source, column: str) -> pa.Array:
+def _texts(request: Request, source: Source, name: str) -> pa.Array:
+    column, path = locate(source, name) or Field(name)
     values = source.column(column)
     values = values.combine_chunks() if isinstance(values, pa.ChunkedArray) else values
     kind = values.type
+    if path:
+        return texts_of_field(values, path)
     if names := source.class_names(column):
         captions = pa.array([request.caption_of(class_words(name)) for name in names], pa.string())
         known = pc.and_(pc.greater_equal(values, 0), pc.less(values, len(names)))
@@ -244,7 +262,8 @@ def _texts(request: Request, source: Source, column: str) -> pa.Array:
         if holds_classes(source, column):
             cells = [cell and class_words(cell) for cell in values.to_pylist()]
             return pa.array([cell and request.caption_of(cell) for cell in cells], pa.string())
-        return values
+        within = texts_of_json(values)
+        return values if within is None else within
     if is_list(kind) and _is_text(kind.value_type):
         return values
     if pa.types.is_null(kind):

@@ -16,7 +16,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from clipkit.data.layouts.assembly import MAX_INCOMPLETE_RATIO, Found, Part, assemble
-from clipkit.data.layouts.columns import IMAGE_COLUMNS, arrow_of, find, keys_of_paths, readable
+from clipkit.data.layouts.columns import IMAGE_COLUMNS, find, keys_of_paths, readable
+from clipkit.data.layouts.fields import arrow_of
 from clipkit.data.layouts.listing import in_order, is_image, is_split_name, split_name, suffix
 from clipkit.data.layouts.request import PictureFolder, Request
 from clipkit.data.progress import progress

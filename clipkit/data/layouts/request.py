@@ -26,7 +26,8 @@ class Request:
 
     path: str
     image_column: str | None = None
-    caption_column: str | None = None
+    caption_column: str | dict[str, float] | None = None
+    negative_column: str | None = None
     caption_template: str = "a photo of a {}."
     captions_required: bool = True
     image_folder: str | None = None
@@ -50,10 +51,10 @@ class Request:
         """A mistake in the data set: the key, the path and the sentence."""
         return UserError(f"{self.option} {self.path!r}: {message}")
 
-    def no_column(self, what: str, columns: list[str]) -> UserError:
-        """The column named under `image_column` or `caption_column` does not exist."""
+    def no_column(self, what: str, columns: list[str], name: str | None = None) -> UserError:
+        """The column named under an option, its value where no name is given, does not exist."""
         return UserError(
-            f"{self.key(what)} {getattr(self, what)!r} is no column of {self.path!r}; the"
+            f"{self.key(what)} {name or getattr(self, what)!r} is no column of {self.path!r}; the"
             f" columns are: {', '.join(columns) or 'none'}"
         )
 

@@ -17,7 +17,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from clipkit.data.layouts.assembly import Found, Part, assemble
-from clipkit.data.layouts.columns import IMAGE_COLUMNS, arrow_of, class_words
+from clipkit.data.layouts.columns import IMAGE_COLUMNS, class_words
+from clipkit.data.layouts.fields import arrow_of
 from clipkit.data.layouts.listing import IMAGE_SUFFIXES, in_order, suffix
 from clipkit.data.layouts.open_files import OpenFiles
 from clipkit.data.layouts.request import FileError, Request
@@ -59,6 +60,7 @@ class TarSource(Source):
         record = next(filter(None, self._records()), {}) if "json" in self._members else {}
         self.columns = [field for field in self._members if field != "json"]
         self.columns += [name for name in record if name not in self._members]
+        self.objects = ["json"] if "json" in self._members else []
 
     def __len__(self) -> int:
         return len(self._shard)

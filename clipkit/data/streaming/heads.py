@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from clipkit.data.layouts.columns import arrow_of
+from clipkit.data.layouts.fields import arrow_of
 from clipkit.data.progress import progress
 from clipkit.data.rows import Picture, Rows, Source, StoredRows
 from clipkit.data.streaming.reading import StreamedRow, made_of, picture_id

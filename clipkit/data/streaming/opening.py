@@ -44,7 +44,7 @@ from clipkit.data.layouts.tables import (
     saved_files,
 )
 from clipkit.data.progress import progress
-from clipkit.data.rows import Rows, file_size
+from clipkit.data.rows import Rows, Source, file_size
 from clipkit.data.streaming.shards import (
     AT_A_TIME,
     PIECE,
@@ -259,7 +259,7 @@ def _of_tables(request: Request, files: Sequence[str]) -> _Opened | None:
     features, folder = features_of(schema), request.pictures_beside(file)
     beginning = _head(file, columns)
     source = TableChunk(beginning, image_column, features, folder)
-    captions = choose_captions(request, source)
+    captions = _captions(request, source)
     reading = Reading(request, captions)
     about = {
         "reading": reading, "image_column": image_column, "columns": columns,
@@ -320,7 +320,7 @@ def _of_tars(request: Request, files: Sequence[str]) -> _Opened:
         index = index_of(file, samples)
         there = [field for field in images if field in index.members]
         source = TarSource(index, there, classes)
-        reading = Reading(request, choose_captions(request, source))
+        reading = Reading(request, _captions(request, source))
         reading.rows(source)  # so that a field that holds no text is refused here
         return reading
 
@@ -343,6 +343,11 @@ def _beginning(values: Iterator[Any]) -> list[Any]:
         if not taken:
             raise
     return taken
+
+
+def _captions(request: Request, source: Source) -> list[str]:
+    """Return the columns that captions come from; a stream weighs none."""
+    return [column for group in choose_captions(request, source) for column in group]
 
 
 def _from_the_first_sound(
@@ -409,7 +414,7 @@ def stream_of_hub(request: Request, loaded: dict[str, Any]) -> StreamedData:
         )
     features = model.features.to_dict() if model.features is not None else {}
     source = TableChunk(beginning, image_column, features, None)
-    captions = choose_captions(request, source)
+    captions = _captions(request, source)
     reading = Reading(request, captions)
     reading.rows(source)
     splits: dict[str, list[Shard]] = {

@@ -17,7 +17,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from clipkit.data.broken import WRONG_TYPE, BrokenRowError
-from clipkit.data.layouts.columns import KEY_COLUMNS, arrow_of, find, read_captions, readable
+from clipkit.data.layouts.columns import KEY_COLUMNS, find, read_captions, readable
+from clipkit.data.layouts.fields import arrow_of
 from clipkit.data.layouts.request import PictureFolder, Request
 from clipkit.data.layouts.shards import TarSource
 from clipkit.data.layouts.tables import class_names, open_arrow
