@@ -56,7 +56,11 @@ def _awaits_validation(trainer: L.Trainer) -> bool:
     loop: Any = trainer.fit_loop.epoch_loop
     if trainer.validating:
         return not loop.val_loop.batch_progress.is_last_batch or _is_in_hand(loop.val_loop)
-    return _is_in_hand(loop) and bool(loop._should_check_val_fx(trainer.fit_loop._data_fetcher))
+    counts = loop.batch_progress.current
+    # A batch that was not trained yet may be the last one; its validation is not due.
+    trained = counts.processed == counts.ready
+    due = trained and _is_in_hand(loop)
+    return due and bool(loop._should_check_val_fx(trainer.fit_loop._data_fetcher))
 
 
 def _is_in_hand(loop: Any) -> bool:

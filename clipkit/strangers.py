@@ -33,6 +33,7 @@ PUBLIC_PARTS = frozenset(
         "clipkit.data.MixedPairs",
         "clipkit.data.PairSource",
         "clipkit.data.ShapesPairs",
+        "clipkit.data.Streaming",
         "clipkit.encoders.BagOfTokens",
         "clipkit.encoders.ConvNet",
         "clipkit.encoders.HuggingFaceTextEncoder",

@@ -2,10 +2,8 @@
 
 import os
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -191,32 +189,6 @@ def test_help_of_fit_shows_an_example(workdir, command, capsys):
     assert "--weights" in text
 
 
-def test_ctrl_c_saves_and_says_how_to_go_on(workdir, pictures):
-    words = ["-c", "base", "-c", "tiny.yaml", "--data.dataset", str(pictures), "--run_name=run"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "clipkit.cli", "fit", *words, "--trainer.max_epochs=100000"],
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=ENVIRONMENT, cwd=workdir,
-        # A job in the background inherits an ignored SIGINT, which Python then leaves ignored.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )  # fmt: skip
-    journal = workdir / "runs/tiny/run/metrics.jsonl"
-    deadline = time.monotonic() + 120
-    while not (journal.exists() and journal.stat().st_size) and time.monotonic() < deadline:
-        time.sleep(0.2)
-    process.send_signal(signal.SIGINT)
-    try:
-        output, _ = process.communicate(timeout=120)
-    finally:
-        process.kill()
-    assert process.returncode == 130, output
-    path = "runs/tiny/run/checkpoints/interrupted.ckpt"
-    assert f"clipkit fit --ckpt_path {path}" in output
-    assert "Traceback" not in output
-    import clipkit
-
-    assert clipkit.load(str(workdir / path)).embed_dim == 16
-
-
 def test_a_vocabulary_of_ones_own(workdir, pictures, command, capsys):
     words = ["--vocab_size", "540", "--output", "words.json"]
     assert command("tokenizer", pictures, *words) == 0
@@ -234,4 +206,4 @@ def test_a_broken_picture_is_named(refused, workdir, pictures, workers):
     for picture in (workdir / "broken").glob("*.png"):
         picture.write_bytes(picture.read_bytes()[:100])
     error = refused(f"--data.num_workers={workers}", "--data.dataset", "broken")
-    assert all(part in error for part in ("the picture '00", "row", "is broken", "take it out"))
+    assert all(part in error for part in ("pairs tried in turn", "first is '00", "truncated"))

@@ -41,7 +41,7 @@ def test_names(module):
 def test_commands():
     assert set(COMMANDS) == {
         *("fit", "validate", "test", "check", "benchmark", "compare", "sweep"),
-        *("tokenizer", "recipes"),
+        *("tokenizer", "recipes", "sync"),
     }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import time
 from collections.abc import Iterator
@@ -80,7 +81,7 @@ class Console(Callback):
         self._said = now
         total = trainer.num_training_batches
         batch = trainer.fit_loop.batch_idx + 1
-        log.info(f"{_epoch(trainer)}  batch {batch}/{total}  loss {float(loss):.3f}")
+        log.info(f"{_epoch(trainer)}  batch {_of(batch, total)}  loss {float(loss):.3f}")
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.sanity_checking:
@@ -114,13 +115,18 @@ class Console(Callback):
             metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
             # Lightning has begun to count the next epoch.
             epoch = _epoch(trainer, trainer.fit_loop.epoch_progress.current.ready)
-            where = f"{epoch}, ended at batch {within}/{trainer.num_training_batches}"
+            where = f"{epoch}, ended at batch {_of(within, trainer.num_training_batches)}"
             self._say_losses(where, metrics, ("train/loss",))
         self._say_measured(trainer)
         for table in _tables(_latest(trainer, when="end")):
             log.info(f"at the end\n{table}")
         for line in _summary(trainer, time.monotonic() - self._began):
             log.info(line)
+
+
+def _of(batch: int, total: float) -> str:
+    """The number of a batch, and how many there are; of a stream nobody knows."""
+    return f"{batch}" if math.isinf(total) else f"{batch}/{total}"
 
 
 def _beginning(trainer: L.Trainer, module: CLIPModule) -> Iterator[str]:

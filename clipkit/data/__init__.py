@@ -7,6 +7,7 @@ from clipkit.data.mixed import MixedPairs
 from clipkit.data.pair_source import PairSource
 from clipkit.data.pairs import PairBatch, PairDataModule
 from clipkit.data.shapes import ShapesPairs
+from clipkit.data.streaming import Streaming
 
 __all__ = [
     "Augmentation",
@@ -17,4 +18,5 @@ __all__ = [
     "PairDataModule",
     "PairSource",
     "ShapesPairs",
+    "Streaming",
 ]

@@ -9,10 +9,15 @@ from clipkit.data.filters import Filters
 from clipkit.data.images import Augmentation
 from clipkit.data.pair_source import PairSource, StoredPairs
 from clipkit.data.pairs import TRAIN, PairDataModule
+from clipkit.data.streaming import Streaming
+from clipkit.errors import UserError
 from clipkit.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from clipkit.data.rows import Rows
+    from clipkit.data.streaming.opening import StreamedData
+    from clipkit.data.streaming.splits import Columns, StreamedSplits
+    from clipkit.data.streaming.stream import Stream
 
 
 class HuggingFacePairs(PairDataModule):
@@ -33,6 +38,8 @@ class HuggingFacePairs(PairDataModule):
             those of the batch.
         filters: what a training row has to be.
         train_split: the split to train on.
+        streaming: read the data set from its beginning on instead of opening it as a whole; true is
+            `Streaming` as it stands. A hub id is then not downloaded first.
         batch_size: pairs that the loss sees per step over all ranks together.
         num_workers: loader processes a rank; results do not depend on it. Left out: none on a
             machine without a GPU, else the cores a rank has, at most 8.
@@ -68,6 +75,7 @@ class HuggingFacePairs(PairDataModule):
         negative_column: str | None = None,
         filters: Filters | None = None,
         train_split: str = TRAIN,
+        streaming: Streaming | bool = False,
         batch_size: int = 256,
         num_workers: int | None = None,
         captions: CaptionPolicy = "random",
@@ -110,8 +118,14 @@ class HuggingFacePairs(PairDataModule):
             train_split=train_split,
         )
         self.stored = StoredPairs(source, option="data")
+        self.streaming = Streaming() if streaming is True else (streaming or None)
+        if self.streaming is not None:
+            _refuse_for_streams(source)
+        self._splits: StreamedSplits | None = None
 
     def load(self, split: str) -> Rows:
+        if self.streaming is not None:
+            return self.evaluation_rows(split)
         return self.stored.rows(split)
 
     def caption_choice(self) -> CaptionChoice:
@@ -120,12 +134,69 @@ class HuggingFacePairs(PairDataModule):
     def evaluation_rows(
         self, split: str, *, image_column: str | None = None, caption_column: str | None = None
     ) -> Rows:
+        if self.streaming is not None:
+            source = self.stored.source
+            given = (image_column or source.image_column, caption_column or _column_of(source))
+            return self._streamed_splits(self.streaming).rows(split, given)
         return self.stored.evaluation_rows(
             split, image_column=image_column, caption_column=caption_column
         )
 
+    def stream(self) -> Stream | None:
+        if self.streaming is None:
+            return None
+        splits = self._streamed_splits(self.streaming)
+        return splits.stream(seed=self.seed, every_caption=self.captions == "all")
+
     def describe(self) -> str:
+        if self.streaming is not None:
+            return f"data: {self._streamed_splits(self.streaming).describe()}"
         return f"data: {self.stored.describe()}"
 
     def fingerprint(self) -> str:
+        if self.streaming is not None:
+            return self._streamed_splits(self.streaming).fingerprint
         return self.stored.fingerprint()
+
+    def _streamed_splits(self, options: Streaming) -> StreamedSplits:
+        from clipkit.data.streaming.splits import StreamedSplits
+
+        source = self.stored.source
+        if self._splits is None:
+            self._splits = StreamedSplits(
+                options,
+                columns=(source.image_column, _column_of(source)),
+                train_split=source.train_split,
+                opened=self._open_stream,
+            )
+        return self._splits
+
+    def _open_stream(self, columns: Columns) -> StreamedData:
+        from clipkit.data.streaming.opening import open_stream
+
+        image_column, caption_column = columns
+        return open_stream(
+            self.stored.source.dataset,
+            image_column=image_column,
+            caption_column=caption_column,
+            caption_template=self.stored.source.caption_template,
+        )
+
+
+def _refuse_for_streams(source: PairSource) -> None:
+    weighed = isinstance(source.caption_column, dict)
+    refused = {
+        "caption_column": source.caption_column if weighed else None,
+        "negative_column": source.negative_column,
+        "filters": source.filters,
+    }
+    for name, given in refused.items():
+        if given is not None:
+            raise UserError(
+                f"data.{name}: {given} needs a data set that is opened as a whole; leave it out, "
+                "or leave out data.streaming"
+            )
+
+
+def _column_of(source: PairSource) -> str | None:
+    return source.caption_column if isinstance(source.caption_column, str) else None

@@ -58,6 +58,8 @@ from clipkit.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from clipkit.data.rows import Rows
+    from clipkit.data.streaming.stream import Stream
+    from clipkit.data.streaming.training import StreamTraining
 
 log = logging.getLogger(__name__)
 
@@ -181,6 +183,7 @@ class PairDataModule(L.LightningDataModule):
         self._ready: dict[tuple[object, ...], JoinedPairs] = {}
         self._lengths: Sequence[int] = ()
         self._start = BEGINNING
+        self._streamed: StreamTraining | None = None
 
     @abstractmethod
     def load(self, split: str) -> Rows:
@@ -197,6 +200,10 @@ class PairDataModule(L.LightningDataModule):
     def order(self, lengths: Sequence[int]) -> Order:
         """Return the order of training, of so many pairs of each part."""
         return Permutation(sum(lengths), seed=self.seed)
+
+    def stream(self) -> Stream | None:
+        """Return what is trained on in the place of the rows of ``train``; None for these."""
+        return None
 
     def evaluation_rows(
         self, split: str, *, image_column: str | None = None, caption_column: str | None = None
@@ -217,18 +224,27 @@ class PairDataModule(L.LightningDataModule):
     def setup(self, stage: str) -> None:
         log.info(self.describe())
         splits = {"fit": (TRAIN, VALIDATION), "validate": (VALIDATION,), "test": (TEST,)}
+        if stage == "fit":
+            self._streamed = self._stream_training()
         for split in splits.get(stage, ()):
-            self._parts_of(split)
+            if split != TRAIN or self._streamed is None:
+                self._parts_of(split)
         if TRAIN in self._parts:
             self._lengths = self._pairs(TRAIN).lengths
             self._fit_batch(len(self.order(self._lengths)))
         if stage == "fit" and self.image_sizes.sizes and self.trainer is not None:
             log.info(self.image_sizes.checked(self._module().image_encoder))
-        if self.caches:  # here, so that it is done before the first step
+        if self.caches and self._streamed is None:  # here, so that it is done before the first step
             for split in splits.get(stage, ()):
                 self._ready_pairs(split)
 
+    def teardown(self, stage: str) -> None:
+        if self._streamed is not None:
+            self._streamed.close()
+
     def train_dataloader(self) -> DataLoader[PairBatch]:
+        if self._streamed is not None:
+            return self._stream_loader(self._streamed)
         pairs = self._ready_pairs(TRAIN)
         sampler = TrainSampler(
             pairs,
@@ -248,29 +264,95 @@ class PairDataModule(L.LightningDataModule):
 
     # --- Where a run stands ------------------------------------------------------------------
 
-    def state_dict(self) -> dict[str, int]:
+    def state_dict(self) -> dict[str, Any]:
         """Return the position of the run, and what decides which rows it has seen by then."""
-        if self.trainer is None or TRAIN not in self._parts:
+        if self.trainer is None or (TRAIN not in self._parts and self._streamed is None):
             return {}
-        return {**position(self.trainer)._asdict(), **self._deciding_order()}
+        at = position(self.trainer)
+        state = {**at._asdict(), **self._deciding_order()}
+        return state if self._streamed is None else {**state, "stream": self._streamed.state(at)}
 
-    def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        if self.trainer is None or not state_dict or TRAIN not in self._parts:
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        if self.trainer is None or not state_dict:
             return
-        start = Position(state_dict["epoch"], state_dict["batches"])
-        for name, now in self._deciding_order().items() if start.batches else ():
-            before = state_dict.get(name, 0)
-            if before != now:
+        if TRAIN not in self._parts and self._streamed is None:
+            return
+        start, stream = (
+            Position(state_dict["epoch"], state_dict["batches"]),
+            state_dict.get("stream"),
+        )
+        within = start.batches or stream is not None
+        for name, now in self._deciding_order().items() if within else ():
+            if state_dict.get(name) != now:
                 raise UserError(
                     f"data: the checkpoint stands within an epoch, {start.batches:,} batches into "
-                    f"it, and was trained with {name.replace('_', ' ')} {before:,}, not "
-                    f"{now:,}; go on with the same, or start a new run from it with --weights"
+                    f"it, and was trained with {name.replace('_', ' ')} {state_dict.get(name)}, "
+                    f"not {now}; go on with the same, or start a new run from it with --weights"
                 )
         self._start = start
+        if self._streamed is not None:
+            self._streamed.go_on(start, stream)
 
     def _deciding_order(self) -> dict[str, int]:
-        deciding = {"batch_size": self.batch_size, "seed": self.seed, "pairs": sum(self._lengths)}
-        return deciding | self.order(self._lengths).deciding()
+        deciding = {"batch_size": self.batch_size, "seed": self.seed}
+        if self._streamed is None:
+            order = self.order(self._lengths)
+            return {**deciding, "pairs": sum(self._lengths), **order.deciding()}
+        return {**deciding, **self._streamed.deciding_order()}
+
+    # --- Streams -----------------------------------------------------------------------------
+
+    def _stream_training(self) -> StreamTraining | None:
+        stream = self.stream()
+        if stream is None:
+            return None
+        from clipkit.data.streaming.training import StreamTraining
+
+        self._refuse_for_streams()
+        streamed = StreamTraining(stream)
+        streamed.refuse(self.trainer)
+        return streamed
+
+    def _refuse_for_streams(self) -> None:
+        refused = {
+            "cache_tokens": self.caches.tokens, "cache_pictures_gb": self.caches.pictures_gb,
+            "shrink_batch": self.shrink_batch,
+        }  # fmt: skip
+        for name, given in refused.items():
+            if given:
+                raise UserError(
+                    f"data.{name}: {given} needs a data set that is opened as a whole; leave it "
+                    "out, or leave out data.streaming"
+                )
+        self._check_shares()
+
+    def _stream_loader(self, streamed: StreamTraining) -> DataLoader[PairBatch]:
+        from clipkit.data.streaming.dataset import RowsInHand
+
+        rows = RowsInHand()
+        pairs = PairDataset(
+            rows,
+            pixels=self._pixels(),
+            sizes=self.image_sizes,
+            augment=self.augment,
+            captions=CaptionChoice("first" if self.captions == "all" else self.captions),
+            seed=self.seed,
+        )
+        prepare = self._preparation(pairs)
+        if prepare is not None:
+            pairs.pictures = PreparedPictures(rows, prepare)
+        workers = self._workers()
+        return streamed.loader(
+            pairs,
+            rows,
+            rank=self._rank,
+            world_size=self._world_size,
+            batch_size=self.batch_size // self._world_size,
+            num_workers=workers,
+            collate_fn=PairCollate(self._tokenizer()),
+            pin_memory=torch.cuda.is_available(),
+            persistent_workers=workers > 0,
+        )
 
     # --- Rows to pairs -----------------------------------------------------------------------
 
@@ -365,10 +447,13 @@ class PairDataModule(L.LightningDataModule):
                 f"data.batch_size is {smaller}"
             )
             self.batch_size = smaller
-        if self.batch_size % world_size:
+        self._check_shares()
+
+    def _check_shares(self) -> None:
+        if self.batch_size % self._world_size:
             raise UserError(
-                f"data.batch_size: {self.batch_size} is shared by {world_size} ranks and must be "
-                "a multiple of that"
+                f"data.batch_size: {self.batch_size} is shared by {self._world_size} ranks and "
+                "must be a multiple of that"
             )
 
     def _evaluation_loader(self, split: str) -> DataLoader[PairBatch]:
@@ -474,7 +559,7 @@ class PairDataset(Dataset[Sample]):
         broken: list[Broken] = []
         for number in stand_ins(key.number, length=len(self), seed=(*self.seed, key.epoch)):
             try:
-                return self._sample(number, key.epoch)._replace(broken=broken)
+                return self.sample(number, key.epoch)._replace(broken=broken)
             except BrokenRowError as error:
                 row, _ = self._locate(number)
                 name, reason = self.rows.key(row), error.reason
@@ -482,7 +567,7 @@ class PairDataset(Dataset[Sample]):
                 broken.append(Broken(row, name, reason, str(error), stands_in, self.source))
         raise nothing_usable(broken)
 
-    def _sample(self, number: int, epoch: int) -> Sample:
+    def sample(self, number: int, epoch: int) -> Sample:
         rng = np.random.default_rng((*self.seed, epoch, number))
         row, which = self._locate(number)
         caption = self._caption(row, which, rng)

@@ -31,6 +31,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from clipkit.data.broken import BrokenRowError
+from clipkit.data.caption_choice import CaptionChoice
 from clipkit.data.layouts import open_layout
 from clipkit.data.pairs import PairDataset, Pixels
 from clipkit.data.rows import StoredRows
@@ -180,7 +181,11 @@ def judge(form: str, data: bytes, folder: Path) -> str:
         if rows is None:
             return "refused"
         pairs = PairDataset(
-            rows, pixels=Pixels(SIDE, "shortest", "bicubic"), augment=None, captions="first", seed=0
+            rows,
+            pixels=Pixels(SIDE, "shortest", "bicubic"),
+            augment=None,
+            captions=CaptionChoice("first"),
+            seed=0,
         )
         kinds = [_judge_row(pairs, row) for row in range(len(pairs))]
     assert len(kinds) == len(rows)

@@ -149,14 +149,19 @@ def read_shards(request: Request, root: str, files: dict[str, list[str]], name: 
     for split, names in in_order(files).items():
         shards = [os.path.join(root, path) for path in names]
         samples = list_samples(shards, request.cache_folder)
-        image_fields = _choose_images(request, list(samples.members))
+        image_fields = choose_images(request, list(samples.members))
         images |= dict.fromkeys(image_fields)
-        source = TarSource(samples, image_fields, _read_classes(shards[0]))
+        source = TarSource(samples, image_fields, read_classes(shards[0]))
         parts[split] = Part(source, samples.keys())
     return assemble(request, parts, name=name, image_column="/".join(images))
 
 
-def _choose_images(request: Request, fields: list[str]) -> list[str]:
+def choose_images(request: Request, fields: list[str]) -> list[str]:
+    """The fields that are pictures, the usual ones first.
+
+    Raises:
+        UserError: there is none, or not the one that was asked for.
+    """
     if request.image_column is not None:
         if request.image_column not in fields:
             raise request.no_column("image_column", fields)
@@ -174,7 +179,8 @@ def _choose_images(request: Request, fields: list[str]) -> list[str]:
     return chosen or endings
 
 
-def _read_classes(shard: str) -> list[str] | None:
+def read_classes(shard: str) -> list[str] | None:
+    """The names of the classes that `cls` counts, where they stand beside a shard."""
     folder = os.path.dirname(os.path.abspath(shard))
     for place in (folder, os.path.dirname(folder)):
         for name in _CLASS_FILES:

@@ -64,7 +64,7 @@ class TableSource(Source):
         self._image_column = image_column
         self._folder = folder
         schema = read_schema(self._files[0])
-        self._features = _features(schema)
+        self._features = features_of(schema)
         self.columns = [name for name in schema.names if name != image_column]
         kind = schema.field(image_column).type
         fields = [field.name for field in kind] if pa.types.is_struct(kind) else []
@@ -209,10 +209,10 @@ def read_tables(request: Request, root: str, files: dict[str, list[str]], name: 
     for split, names in in_order(files).items():
         paths = [os.path.join(root, path) for path in names]
         schema = read_schema(paths[0])
-        image_column = image_column or _choose_image(request, schema)
+        image_column = image_column or choose_image(request, schema)
         if image_column not in schema.names:
             raise request.error(f"split {split!r} has no column {image_column!r}, as others have")
-        if _holds_pictures(schema.field(image_column).type):
+        if holds_pictures(schema.field(image_column).type):
             source = TableSource(paths, image_column, request.pictures_beside(paths[0]))
             parts[split] = Part(source, keys_of_rows(source, source.image_paths()))
         else:
@@ -252,7 +252,7 @@ def read_schema(file: str) -> pa.Schema:
         UserError: the file cannot be read.
     """
     try:
-        schema = pq.read_schema(file) if suffix(file) == ".parquet" else _map(file).schema
+        schema = pq.read_schema(file) if suffix(file) == ".parquet" else open_arrow(file).schema
         for field in schema:
             _ = [part.name for part in field.flatten()]  # raises where a name is no text
         return schema
@@ -278,7 +278,7 @@ def read_column(files: Sequence[str], name: str, field: str | None = None) -> pa
                     batches = opened.iter_batches(1 << 14, columns=[wanted])
                     columns = [batch.column(0) for batch in batches]
             else:
-                columns = _map(file).column(name).chunks
+                columns = open_arrow(file).column(name).chunks
             for column in columns:
                 # What is mapped may point anywhere, and text be no text.
                 column.validate(full=True)
@@ -325,7 +325,7 @@ def _listed(
     alone: bool,
 ) -> dict[str, Part]:
     others = [name for name in schema.names if name != image_column]
-    classes = {name: class_names(_features(schema), name) for name in others}
+    classes = {name: class_names(features_of(schema), name) for name in others}
     return listed_parts(
         request,
         files[0],
@@ -337,8 +337,13 @@ def _listed(
     )
 
 
-def _choose_image(request: Request, schema: pa.Schema) -> str:
-    pictures = [field.name for field in schema if _holds_pictures(field.type)]
+def choose_image(request: Request, schema: pa.Schema) -> str:
+    """The column of pictures, or else of their paths.
+
+    Raises:
+        UserError: there is none, or not the one that was asked for.
+    """
+    pictures = [field.name for field in schema if holds_pictures(field.type)]
     texts = [field.name for field in schema if pa.types.is_string(field.type)]
     wanted = request.image_column
     if wanted is not None:
@@ -360,20 +365,27 @@ def _choose_image(request: Request, schema: pa.Schema) -> str:
     return chosen
 
 
-def _holds_pictures(kind: pa.DataType) -> bool:
+def holds_pictures(kind: pa.DataType) -> bool:
+    """Whether a column of this type holds encoded pictures."""
     if pa.types.is_struct(kind):
-        return any(field.name == "bytes" and _holds_pictures(field.type) for field in kind)
+        return any(field.name == "bytes" and holds_pictures(field.type) for field in kind)
     return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
 
-def _features(schema: pa.Schema) -> dict[str, Any]:
+def features_of(schema: pa.Schema) -> dict[str, Any]:
+    """What `datasets` wrote about the columns."""
     described = (schema.metadata or {}).get(b"huggingface")
     info = json.loads(described).get("info") if described else None
     features = info.get("features") if isinstance(info, dict) else None
     return features if isinstance(features, dict) else {}
 
 
-def _map(file: str) -> pa.Table:
+def open_arrow(file: str) -> pa.Table:
+    """An arrow file, mapped.
+
+    Raises:
+        ArrowException: it is none.
+    """
     mapped = pa.memory_map(file)
     try:
         return pa.ipc.open_file(mapped).read_all()
