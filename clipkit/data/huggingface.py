@@ -118,13 +118,15 @@ class HuggingFacePairs(PairDataModule):
             train_split=train_split,
         )
         self.stored = StoredPairs(source, option="data")
-        self.streaming = (
-            (Streaming() if streaming else None) if isinstance(streaming, bool) else streaming
-        )
+        self.streaming = Streaming() if streaming is True else (streaming or None)
+        if self.streaming is not None:
+            _refuse_for_streams(source)
         self._splits: StreamedSplits | None = None
 
     def load(self, split: str) -> Rows:
-        return self.stored.rows(split) if self.streaming is None else self.evaluation_rows(split)
+        if self.streaming is not None:
+            return self.evaluation_rows(split)
+        return self.stored.rows(split)
 
     def caption_choice(self) -> CaptionChoice:
         return self.stored.captions
@@ -134,11 +136,17 @@ class HuggingFacePairs(PairDataModule):
     ) -> Rows:
         if self.streaming is not None:
             source = self.stored.source
-            columns = (image_column or source.image_column, caption_column or self._one_column())
-            return self._streamed_splits(self.streaming).rows(split, columns)
+            given = (image_column or source.image_column, caption_column or _column_of(source))
+            return self._streamed_splits(self.streaming).rows(split, given)
         return self.stored.evaluation_rows(
             split, image_column=image_column, caption_column=caption_column
         )
+
+    def stream(self) -> Stream | None:
+        if self.streaming is None:
+            return None
+        splits = self._streamed_splits(self.streaming)
+        return splits.stream(seed=self.seed, every_caption=self.captions == "all")
 
     def describe(self) -> str:
         if self.streaming is not None:
@@ -150,20 +158,15 @@ class HuggingFacePairs(PairDataModule):
             return self._streamed_splits(self.streaming).fingerprint
         return self.stored.fingerprint()
 
-    def stream(self) -> Stream | None:
-        if self.streaming is None:
-            return None
-        splits = self._streamed_splits(self.streaming)
-        return splits.stream(seed=self.seed, every_caption=self.captions == "all")
-
     def _streamed_splits(self, options: Streaming) -> StreamedSplits:
         from clipkit.data.streaming.splits import StreamedSplits
 
+        source = self.stored.source
         if self._splits is None:
             source = self.stored.source
             self._splits = StreamedSplits(
                 options,
-                columns=(source.image_column, self._one_column()),
+                columns=(source.image_column, _column_of(source)),
                 train_split=source.train_split,
                 opened=self._open_stream,
             )
@@ -196,3 +199,22 @@ class HuggingFacePairs(PairDataModule):
             caption_column=caption_column,
             caption_template=self.stored.source.caption_template,
         )
+
+
+def _refuse_for_streams(source: PairSource) -> None:
+    weighed = isinstance(source.caption_column, dict)
+    refused = {
+        "caption_column": source.caption_column if weighed else None,
+        "negative_column": source.negative_column,
+        "filters": source.filters,
+    }
+    for name, given in refused.items():
+        if given is not None:
+            raise UserError(
+                f"data.{name}: {given} needs a data set that is opened as a whole; leave it out, "
+                "or leave out data.streaming"
+            )
+
+
+def _column_of(source: PairSource) -> str | None:
+    return source.caption_column if isinstance(source.caption_column, str) else None

@@ -189,10 +189,6 @@ class PairDataModule(L.LightningDataModule):
     def load(self, split: str) -> Rows:
         """Return the rows of ``train``, ``validation`` or ``test``."""
 
-    def stream(self) -> Stream | None:
-        """Return what is trained on in the place of the rows of ``train``; None for these."""
-        return None
-
     def parts(self, split: str) -> list[Part]:
         """Return what a split consists of: of one source, its rows."""
         return [Part(self._load_once(split), self.caption_choice(), self.augment)]
@@ -204,6 +200,10 @@ class PairDataModule(L.LightningDataModule):
     def order(self, lengths: Sequence[int]) -> Order:
         """Return the order of training, of so many pairs of each part."""
         return Permutation(sum(lengths), seed=self.seed)
+
+    def stream(self) -> Stream | None:
+        """Return what is trained on in the place of the rows of ``train``; None for these."""
+        return None
 
     def evaluation_rows(
         self, split: str, *, image_column: str | None = None, caption_column: str | None = None
@@ -296,8 +296,8 @@ class PairDataModule(L.LightningDataModule):
     def _deciding_order(self) -> dict[str, int]:
         deciding = {"batch_size": self.batch_size, "seed": self.seed}
         if self._streamed is None:
-            deciding |= {"pairs": sum(self._lengths)}
-            return deciding | self.order(self._lengths).deciding()
+            order = self.order(self._lengths)
+            return {**deciding, "pairs": sum(self._lengths), **order.deciding()}
         return {**deciding, **self._streamed.deciding_order()}
 
     # --- Streams -----------------------------------------------------------------------------

@@ -259,7 +259,7 @@ def _of_tables(request: Request, files: Sequence[str]) -> _Opened | None:
     features, folder = features_of(schema), request.pictures_beside(file)
     beginning = _head(file, columns)
     source = TableChunk(beginning, image_column, features, folder)
-    captions = _captions(request, source)
+    captions = _captions_of(request, source)
     reading = Reading(request, captions)
     about = {
         "reading": reading, "image_column": image_column, "columns": columns,
@@ -320,7 +320,7 @@ def _of_tars(request: Request, files: Sequence[str]) -> _Opened:
         index = index_of(file, samples)
         there = [field for field in images if field in index.members]
         source = TarSource(index, there, classes)
-        reading = Reading(request, _captions(request, source))
+        reading = Reading(request, _captions_of(request, source))
         reading.rows(source)  # so that a field that holds no text is refused here
         return reading
 
@@ -332,6 +332,10 @@ def _of_tars(request: Request, files: Sequence[str]) -> _Opened:
         ]
 
     return shards, "/".join(images), reading.captions
+
+
+def _captions_of(request: Request, source: Source) -> list[str]:
+    return [column for group in choose_captions(request, source) for column in group]
 
 
 def _beginning(values: Iterator[Any]) -> list[Any]:
@@ -414,7 +418,7 @@ def stream_of_hub(request: Request, loaded: dict[str, Any]) -> StreamedData:
         )
     features = model.features.to_dict() if model.features is not None else {}
     source = TableChunk(beginning, image_column, features, None)
-    captions = _captions(request, source)
+    captions = _captions_of(request, source)
     reading = Reading(request, captions)
     reading.rows(source)
     splits: dict[str, list[Shard]] = {

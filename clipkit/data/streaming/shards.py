@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from clipkit.data.broken import WRONG_TYPE, BrokenRowError
 from clipkit.data.layouts.columns import KEY_COLUMNS, find, read_captions, readable
-from clipkit.data.layouts.fields import arrow_of
+from clipkit.data.layouts.fields import arrow_of, locate
 from clipkit.data.layouts.request import PictureFolder, Request
 from clipkit.data.layouts.shards import TarSource
 from clipkit.data.layouts.tables import class_names, open_arrow
@@ -82,7 +82,7 @@ class Reading:
         Raises:
             UserError: the columns hold no captions.
         """
-        present = [column for column in self.captions if column in source.columns]
+        present = [column for column in self.captions if locate(source, column) is not None]
         captions = read_captions(self._request, source, present)
         return StoredRows(source, captions=captions, keys=_keys(source) if names is None else names)
 
