@@ -572,7 +572,7 @@ def _with_whole_paths(value: Any) -> Any:
     """Return the record with the paths of data sets made absolute: it is read from elsewhere."""
     if isinstance(value, dict):
         whole = {key: _with_whole_paths(inner) for key, inner in value.items()}
-        for key in ("dataset", "path"):
+        for key in ("dataset", "path", "image_folder"):
             path = whole.get(key)
             if isinstance(path, str) and os.path.exists(os.path.expanduser(path)):
                 whole[key] = os.path.abspath(os.path.expanduser(path))

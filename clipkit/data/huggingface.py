@@ -38,6 +38,8 @@ class HuggingFacePairs(PairDataModule):
             those of the batch.
         filters: what a training row has to be.
         train_split: the split to train on.
+        image_folder: the folder that paths of pictures in a list are relative to, and may not
+            leave; left out, the list's own.
         streaming: read the data set from its beginning on instead of opening it as a whole; true is
             `Streaming` as it stands. A hub id is then not downloaded first.
         batch_size: pairs that the loss sees per step over all ranks together.
@@ -75,6 +77,7 @@ class HuggingFacePairs(PairDataModule):
         negative_column: str | None = None,
         filters: Filters | None = None,
         train_split: str = TRAIN,
+        image_folder: str | None = None,
         streaming: Streaming | bool = False,
         batch_size: int = 256,
         num_workers: int | None = None,
@@ -116,8 +119,9 @@ class HuggingFacePairs(PairDataModule):
             negative_column=negative_column,
             filters=filters,
             train_split=train_split,
+            image_folder=image_folder,
         )
-        self.stored = StoredPairs(source, option="data")
+        self.stored = StoredPairs(source, option="data", cache_folder=cache_folder)
         self.streaming = Streaming() if streaming is True else (streaming or None)
         if self.streaming is not None:
             _refuse_for_streams(source)
@@ -163,7 +167,6 @@ class HuggingFacePairs(PairDataModule):
 
         source = self.stored.source
         if self._splits is None:
-            source = self.stored.source
             self._splits = StreamedSplits(
                 options,
                 columns=(source.image_column, _column_of(source)),
@@ -171,23 +174,6 @@ class HuggingFacePairs(PairDataModule):
                 opened=self._open_stream,
             )
         return self._splits
-
-    def _one_column(self) -> str | None:
-        """Return the caption column of a stream, which does less with its rows."""
-        source = self.stored.source
-        refused: dict[str, object] = {
-            "negative_column": source.negative_column, "filters": source.filters,
-        }  # fmt: skip
-        if not isinstance(source.caption_column, str | None):
-            refused["caption_column"] = source.caption_column
-        for name, given in refused.items():
-            if given is not None:
-                raise UserError(
-                    f"data.{name}: {given} needs a data set that is opened as a whole; leave it "
-                    "out, or leave out data.streaming"
-                )
-        assert isinstance(source.caption_column, str | None)
-        return source.caption_column
 
     def _open_stream(self, columns: Columns) -> StreamedData:
         from clipkit.data.streaming.opening import open_stream
@@ -198,6 +184,7 @@ class HuggingFacePairs(PairDataModule):
             image_column=image_column,
             caption_column=caption_column,
             caption_template=self.stored.source.caption_template,
+            image_folder=self.stored.source.image_folder,
         )
 
 

@@ -117,7 +117,7 @@ class MixedPairs(PairDataModule):
         self.epoch_pairs = epoch_pairs
         self.validation_sources = validation_sources or list(sources)
         self.stored = {
-            name: StoredPairs(source, option=f"data.sources.{name}")
+            name: StoredPairs(source, option=f"data.sources.{name}", cache_folder=cache_folder)
             for name, source in sources.items()
         }
 

@@ -46,6 +46,8 @@ class PairSource:
             those of the batch.
         filters: what a training row has to be.
         train_split: the split to train on.
+        image_folder: the folder that paths of pictures in a list are relative to, and may not
+            leave; left out, the list's own.
         augment: how training pictures are varied, where this data is varied in a way of its own.
         weight: this data's part of an epoch, of the sum of all weights.
     """
@@ -58,6 +60,7 @@ class PairSource:
     negative_column: str | None = None
     filters: Filters | None = None
     train_split: str = TRAIN
+    image_folder: str | None = None
     augment: Augmentation | bool | None = None
     weight: float | None = None
 
@@ -68,16 +71,18 @@ class StoredPairs:
     Args:
         source: what to read.
         option: the YAML key that it stands under, for messages.
+        cache_folder: where the index of many tar shards is kept; the user's cache folder if None.
 
     Raises:
         UserError: its captions are asked for in two ways that exclude one another.
     """
 
-    def __init__(self, source: PairSource, *, option: str) -> None:
+    def __init__(self, source: PairSource, *, option: str, cache_folder: str | None = None) -> None:
         if not source.dataset:
             raise UserError(f"{option}.dataset: needed; a hub id, a folder or a file is accepted")
         self.source = source
         self.option = option
+        self.cache_folder = cache_folder
         columns = source.caption_column
         weights = None
         if isinstance(columns, dict):
@@ -169,6 +174,8 @@ class StoredPairs:
                 caption_column=caption_column or self.source.caption_column,
                 negative_column=self.source.negative_column,
                 caption_template=self.source.caption_template,
+                image_folder=self.source.image_folder,
+                cache_folder=self.cache_folder,
                 option=f"{self.option}.dataset",
             )
         return self._layouts[columns]

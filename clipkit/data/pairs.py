@@ -349,7 +349,7 @@ class PairDataModule(L.LightningDataModule):
             world_size=self._world_size,
             batch_size=self.batch_size // self._world_size,
             num_workers=workers,
-            collate_fn=PairCollate(self._tokenizer(), negatives=False),
+            collate_fn=PairCollate(self._tokenizer()),
             pin_memory=torch.cuda.is_available(),
             persistent_workers=workers > 0,
         )

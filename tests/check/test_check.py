@@ -248,7 +248,8 @@ def test_other_runs_that_are_well(check, words):
 def test_repeats_and_cut_captions_are_counted(check, folder, pictures):
     lines = [f"{pictures}/{n:04d}.png,{'a ' * 100 if n % 4 else 'short'}" for n in range(16)]
     (folder / "pairs.csv").write_text("\n".join(["filepath,caption", *lines]) + "\n")
-    code, (page, _) = check("--data.augment=false", "--trainer.max_epochs=4", data="pairs.csv")
+    words = ["--data.augment=false", "--trainer.max_epochs=4", f"--data.image_folder={pictures}"]
+    code, (page, _) = check(*words, data="pairs.csv")
     assert code == 0
     cut = float(value(page, "captions cut").split()[0])
     assert 50 < cut < 100

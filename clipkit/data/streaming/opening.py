@@ -349,11 +349,6 @@ def _beginning(values: Iterator[Any]) -> list[Any]:
     return taken
 
 
-def _captions(request: Request, source: Source) -> list[str]:
-    """Return the columns that captions come from; a stream weighs none."""
-    return [column for group in choose_captions(request, source) for column in group]
-
-
 def _from_the_first_sound(
     some: Sequence[Sequence[Sample]], read: Callable[[Sequence[Sample]], Reading]
 ) -> Reading:
