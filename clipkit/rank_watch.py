@@ -6,6 +6,7 @@ looks at a board that all of them share: what has gone wrong first, and whether 
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import signal
@@ -26,6 +27,7 @@ _SECONDS = 1.0  # between two looks
 _SILENT = 40.0  # seconds without a sign of life after which a rank counts as dead
 _HEARD = 15.0  # seconds that a rank which failed waits for rank zero to have read why
 _OWN_END = 10.0  # seconds for the training thread to come to its end by itself
+_SECONDS_TO_JOIN = 5.0
 _ERROR, _READ, _ALIVE = "clipkit/error", "clipkit/read", "clipkit/alive"
 _LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Socket closed",
          "connectFullMesh", "Timed out waiting", "NCCL")  # fmt: skip
@@ -73,10 +75,14 @@ class RankWatch:
         """Begin to watch."""
         _stop_lightnings_observer()
         self._thread.start()
+        # A thread that is within torch when Python ends has the process abort.
+        atexit.register(self.stop)
 
     def stop(self) -> None:
         """End the watch: the ranks part in peace."""
         self._over.set()
+        if self._thread is not threading.current_thread():
+            self._thread.join(_SECONDS_TO_JOIN)
 
     def tell(self, error: BaseException) -> None:
         """Tell the others why this rank has failed, and end with what failed first anywhere.

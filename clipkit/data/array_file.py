@@ -173,7 +173,7 @@ def open_or_build(
             else:
                 if accepts(found):
                     with suppress(OSError):  # of another user
-                        os.utime(path)
+                        os.utime(path, (time.time(), path.stat().st_mtime))
                     return found, False
         for left_over in path.parent.glob(f".{path.name}.*.unfinished"):
             left_over.unlink()
@@ -192,7 +192,7 @@ def _make_room(new: Path) -> None:
     for path in new.parent.glob("*.clipkit"):
         with suppress(OSError):  # removed by another process
             found = path.stat()
-            used.append((found.st_mtime, found.st_size, path))
+            used.append((max(found.st_atime, found.st_mtime), found.st_size, path))
     total = sum(size for _, size, _ in used)
     for moment, size, path in sorted(used):
         if total <= _limit() or moment > time.time() - _A_DAY or path == new:
