@@ -173,7 +173,7 @@ def open_or_build(
             else:
                 if accepts(found):
                     with suppress(OSError):  # of another user
-                        os.utime(path, (time.time(), path.stat().st_mtime))
+                        os.utime(path, ns=(time.time_ns(), path.stat().st_mtime_ns))
                     return found, False
         for left_over in path.parent.glob(f".{path.name}.*.unfinished"):
             left_over.unlink()

@@ -75,6 +75,7 @@ def test_killed_within_an_epoch(start, workdir):
     assert history_in_mlflow(workdir, "killed") == history_in_mlflow(workdir, "whole")
 
 
+@pytest.mark.slow
 def test_two_ranks_killed(start, workdir):
     finish(start("--run_name=whole", *RANKS))
     folder = workdir / "runs" / "again" / "killed"
@@ -119,7 +120,7 @@ def test_twenty_kills(start, workdir, ranks, workers):
     print(f"{ranks} ranks, {workers} workers: {kills} kills in {number} runs, all bit-equal")
 
 
-@pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1)])
+@pytest.mark.parametrize(("before", "after"), [(1, 2), pytest.param(2, 1, marks=pytest.mark.slow)])
 def test_another_number_of_ranks(start, workdir, before, after):
     """The same rows in the same order; losses differ by rounding."""
     words = ["--model.text_encoder.dropout=0", "--model.image_encoder.patch_drop_ratio=0"]
