@@ -206,7 +206,7 @@ def _opened(path: Path) -> tuple[StoredRows | None, str]:
 
 def _judge_row(pairs: PairDataset, row: int) -> str:
     try:
-        sample = pairs._sample(row, 0)
+        sample = pairs.sample(row, 0)
     except BrokenRowError:
         return "broken"
     found = _known().get(sample.image.numpy().tobytes())

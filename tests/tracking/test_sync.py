@@ -310,7 +310,9 @@ def test_a_continued_run_is_one_run_with_the_history_of_an_undisturbed_one(
 ):
     words = [
         f"data.dataset={pictures}", "trainer.max_epochs=3",
-        "trainer.callbacks.save_top_k=-1", "trainer.callbacks.monitor=null",
+        "trainer.callbacks+=lightning.pytorch.callbacks.ModelCheckpoint",
+        "trainer.callbacks.filename={epoch:03d}", "trainer.callbacks.save_top_k=-1",
+        "trainer.callbacks.auto_insert_metric_name=false",
     ]  # fmt: skip
     fit = ["fit", "-c", "base", "-c", "tiny.yaml", *(f"--{word}" for word in words)]
     assert command(*fit, "--run_name=whole") == 0
