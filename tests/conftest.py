@@ -50,10 +50,16 @@ def workdir(tmp_path, monkeypatch, mlflow_template):
     # Absolute, because MLflow keeps one store a URI and process, whatever the current folder.
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     (tmp_path / "tiny.yaml").write_text(TINY)
-    yield tmp_path
-    # Another test's my_code.py is another module.
+    return tmp_path
+
+
+@pytest.fixture(autouse=True)
+def modules_of_this_test(tmp_path_factory):
+    """Another test's my_code.py is another module, in whichever folder of the tests it lies."""
+    yield
+    folder = tmp_path_factory.getbasetemp()
     for name, module in list(sys.modules.items()):
-        if Path(getattr(module, "__file__", None) or "/").is_relative_to(tmp_path):
+        if Path(getattr(module, "__file__", None) or "/").is_relative_to(folder):
             del sys.modules[name]
 
 

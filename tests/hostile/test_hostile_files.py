@@ -16,12 +16,7 @@ from tests.hostile.watching import watched
 
 ROOT = Path(__file__).parents[2]
 
-# One of them fails behind other tests of one process; to be looked into.
-_BEHIND = ("pickle in a checkpoint",)
-cases = pytest.mark.parametrize(
-    "name",
-    [pytest.param(n, marks=pytest.mark.slow) if n in _BEHIND else n for n in CASES],
-)
+cases = pytest.mark.parametrize("name", CASES)
 
 
 @cases

@@ -50,6 +50,3 @@ def test_another_mixture_within_an_epoch_is_refused(fit, capsys):
     words = ["--data.sources.two.weight=3", "--ckpt_path=last"]
     assert fit("stopped", *EVERY_STEP, *words) == 2
     assert "was trained with pairs of one an epoch 13, not 8" in capsys.readouterr().err
-
-
-pytestmark = pytest.mark.slow  # fails behind other tests of one process; to be looked into

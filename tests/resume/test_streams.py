@@ -113,6 +113,3 @@ def test_another_number_of_ranks(write, rows_of_stream, tmp_path, before, after)
         # What is left at the end: less than a batch of each rank, and what the others had more.
         left = rows_of_stream(path) - set(seen) - set(then)
         assert len(left) <= bound + after * 2 + 64
-
-
-pytestmark = pytest.mark.slow  # fails behind other tests of one process; to be looked into
