@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from benchmarks.models import CONTEXT, CONTRACT
-from clipkit.data.pairs import PairBatch
+from clipkit.data.samples import PairBatch
 
 LENGTHS = {
     10: 12, 11: 27, 12: 45, 13: 49, 14: 49, 15: 33, 16: 15, 17: 5, 18: 5, 19: 4, 20: 2, 21: 2,

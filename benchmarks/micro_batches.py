@@ -32,7 +32,7 @@ from benchmarks.interleaved import (
 )
 from benchmarks.models import SHAPES, add_precision, autocast, module_of, precision_of
 from benchmarks.step import our_loss
-from clipkit.data.pairs import PairBatch
+from clipkit.data.samples import PairBatch
 from clipkit.module import CLIPModule
 
 GOALS = {"times_the_memory": 1.3, "times_the_time": 1.4}

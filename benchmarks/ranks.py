@@ -44,7 +44,7 @@ from benchmarks.models import (
     precision_of,
 )
 from benchmarks.step import our_loss, their_batch, their_loss
-from clipkit.data.pairs import PairBatch
+from clipkit.data.samples import PairBatch
 from clipkit.distributed import gather, rank
 from clipkit.losses import Ids
 from clipkit.module import CLIPModule

@@ -44,7 +44,7 @@ from benchmarks.models import (
     precision_of,
 )
 from clipkit.callbacks.peak_flops import peak_flops
-from clipkit.data.pairs import PairBatch
+from clipkit.data.samples import PairBatch
 from clipkit.encoders.flops import image_operations, text_operations
 from clipkit.losses import Ids
 from clipkit.module import CLIPModule

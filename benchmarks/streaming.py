@@ -30,7 +30,7 @@ from torch.utils.data import DataLoader
 from benchmarks.interleaved import parser, race, ratio, record, shown, spread, table
 from clipkit.data import Augmentation, HuggingFacePairs
 from clipkit.data.identity import image_id
-from clipkit.data.pairs import PairCollate, Sample
+from clipkit.data.samples import PairCollate, Sample
 from clipkit.data.streaming import Streaming
 from clipkit.tokenizer import Tokenizer
 

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from clipkit import checkpoint as checkpoints
 from clipkit.compiling import Tower, compiled_image_tower, compiled_text_tower
 from clipkit.data.images import decode_image, resize_for_eval, to_uint8
-from clipkit.data.pairs import PairBatch
+from clipkit.data.samples import PairBatch
 from clipkit.distributed import gather, gather_ragged, least, rank
 from clipkit.encoders import ImageEncoder, TextEncoder
 from clipkit.encoders.base import PackingTextEncoder

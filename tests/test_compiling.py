@@ -12,7 +12,7 @@ from torch import nn
 import clipkit
 from clipkit import compiling
 from clipkit import module as clip_module
-from clipkit.data.pairs import PairCollate, Sample
+from clipkit.data.samples import PairCollate, Sample
 from clipkit.encoders import ConvNet, HuggingFaceTextEncoder, TextTransformer, TimmImageEncoder
 from clipkit.errors import UserError
 from clipkit.tokenizer import Tokenizer

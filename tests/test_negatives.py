@@ -12,7 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from clipkit.check.reference import gradients as reference
 from clipkit.check.reference import joined
-from clipkit.data.pairs import PairCollate, Sample
+from clipkit.data.samples import PairCollate, Sample
 from clipkit.encoders import BagOfTokens, TextTransformer
 from clipkit.losses import InfoNCELoss, SigLIPLoss
 from clipkit.tokenizer import Tokenizer

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from clipkit.data.pairs import PairCollate, Sample
+from clipkit.data.samples import PairCollate, Sample
 from clipkit.encoders import BagOfTokens, TextEncoder, TextTransformer
 from clipkit.encoders.convnet import ConvNet
 from clipkit.encoders.image import TimmImageEncoder

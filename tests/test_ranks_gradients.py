@@ -10,7 +10,7 @@ import torch.multiprocessing as mp
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from clipkit.data.pairs import PairCollate, Sample
+from clipkit.data.samples import PairCollate, Sample
 from clipkit.distributed import gather
 from clipkit.losses import Ids, InfoNCELoss, SigLIPLoss
 from clipkit.tokenizer import Tokenizer

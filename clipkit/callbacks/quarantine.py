@@ -15,7 +15,8 @@ import lightning as L
 from lightning.pytorch.callbacks import Callback
 
 from clipkit.data.broken import Broken
-from clipkit.data.pairs import TRAIN, VALIDATION, PairBatch
+from clipkit.data.pairs import TRAIN, VALIDATION
+from clipkit.data.samples import PairBatch
 from clipkit.distributed import Agreement
 from clipkit.errors import UserError
 from clipkit.tracking import folder_of_run

@@ -23,7 +23,7 @@ from lightning.pytorch.profilers import Profiler
 
 from clipkit.callbacks.evaluation import Evaluation
 from clipkit.callbacks.peak_flops import peak_flops
-from clipkit.data.pairs import PairBatch
+from clipkit.data.samples import PairBatch
 from clipkit.encoders.flops import (
     TextOperations,
     backward_share,

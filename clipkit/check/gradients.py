@@ -13,7 +13,8 @@ from torch import Tensor
 
 from clipkit.check.everyone import of_every_rank
 from clipkit.check.reference import gradients, joined
-from clipkit.data.pairs import PairBatch, PairDataModule
+from clipkit.data.pairs import PairDataModule
+from clipkit.data.samples import PairBatch
 from clipkit.encoders.flops import image_operations, text_operations
 from clipkit.module import CLIPModule
 from clipkit.pieces import counting_norms

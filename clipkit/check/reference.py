@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from clipkit.check.everyone import alone
-from clipkit.data.pairs import PairBatch
+from clipkit.data.samples import PairBatch
 from clipkit.errors import UserError
 from clipkit.losses import Ids, InfoNCELoss, SigLIPLoss
 from clipkit.module import CLIPModule

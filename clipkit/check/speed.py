@@ -18,7 +18,7 @@ from clipkit.check.memory import (
     peak_of_process,
     reset_peak,
 )
-from clipkit.data.pairs import PairBatch
+from clipkit.data.samples import PairBatch
 from clipkit.module import CLIPModule
 
 SECONDS = 40.0

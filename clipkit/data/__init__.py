@@ -5,7 +5,8 @@ from clipkit.data.huggingface import HuggingFacePairs
 from clipkit.data.images import Augmentation
 from clipkit.data.mixed import MixedPairs
 from clipkit.data.pair_source import PairSource
-from clipkit.data.pairs import PairBatch, PairDataModule
+from clipkit.data.pairs import PairDataModule
+from clipkit.data.samples import PairBatch
 from clipkit.data.shapes import ShapesPairs
 from clipkit.data.streaming import Streaming
 

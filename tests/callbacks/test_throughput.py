@@ -17,7 +17,7 @@ from clipkit.callbacks import throughput as throughput_module
 from clipkit.callbacks.evaluation import Evaluation
 from clipkit.callbacks.peak_flops import peak_flops
 from clipkit.callbacks.throughput import FETCH, SAVE, _Counts, _Listening
-from clipkit.data.pairs import PairCollate, PairDataset, Sample
+from clipkit.data.samples import PairCollate, PairDataset, Sample
 from clipkit.encoders import BagOfTokens, ConvNet, TextEncoder, TextTransformer
 from clipkit.encoders.flops import image_operations
 from clipkit.errors import UserError

@@ -235,7 +235,7 @@ def test_equal_captions_and_pictures_have_equal_ids(tmp_path, tokenizer):
     (tmp_path / "validation").mkdir()
     from clipkit.data.caption_choice import CaptionChoice
     from clipkit.data.layouts import open_layout
-    from clipkit.data.pairs import PairCollate, PairDataset, Pixels
+    from clipkit.data.samples import PairCollate, PairDataset, Pixels
     from clipkit.data.sampling import SampleKey
 
     shutil.rmtree(tmp_path / "validation")

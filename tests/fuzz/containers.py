@@ -33,8 +33,8 @@ from PIL import Image
 from clipkit.data.broken import BrokenRowError
 from clipkit.data.caption_choice import CaptionChoice
 from clipkit.data.layouts import open_layout
-from clipkit.data.pairs import PairDataset, Pixels
 from clipkit.data.rows import StoredRows
+from clipkit.data.samples import PairDataset, Pixels
 from clipkit.errors import UserError
 from tests.fuzz import campaign, mutations
 from tests.fuzz.blocks import Block

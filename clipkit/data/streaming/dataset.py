@@ -9,8 +9,8 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from clipkit.data.broken import Broken, BrokenRowError, nothing_usable
-from clipkit.data.pairs import PairDataset, Sample
 from clipkit.data.rows import Picture, Rows
+from clipkit.data.samples import PairDataset, Sample
 from clipkit.data.streaming.reading import StreamedRow
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch.utils.data import DataLoader
 
-from clipkit.data.pairs import PairBatch
+from clipkit.data.samples import PairBatch
 from clipkit.data.streaming.dataset import StreamedPairs
 from clipkit.data.streaming.sampler import START, Place, StreamSampler
 from clipkit.data.streaming.state import Pass, StreamState

@@ -6,7 +6,7 @@ from typing import Any
 
 import lightning as L
 
-from clipkit.data.pairs import PairDataset
+from clipkit.data.samples import PairDataset
 from clipkit.data.streaming.dataset import RowsInHand, StreamedPairs
 from clipkit.data.streaming.loader import StreamLoader
 from clipkit.data.streaming.state import StreamState
