@@ -155,12 +155,13 @@ class ClipkitCLI(LightningCLI):
         experiment, run_name = names_of_run(words)
         with tempfile.TemporaryDirectory(prefix="clipkit-") as folder:
             ckpt_path = _value(words, "--ckpt_path")
+            loaded: dict[str, Any] | None = None
             if ckpt_path == LAST:
                 _refuse_last_alone(words)
             elif verb and ckpt_path and not any(_is_config(word) for word in words):
                 words = [*self._from_checkpoint(verb[0], ckpt_path, Path(folder)), *words]
             elif verb and ckpt_path:
-                checkpoints.read(ckpt_path)
+                loaded = checkpoints.read(ckpt_path)
             with _one_line_errors(self._options(verb), hint=_hint_of_base(verb, words)):
                 self.config = parser.parse_args([*verb, *words])
         section = self.config[verb[0]] if verb else self.config
@@ -183,8 +184,13 @@ class ClipkitCLI(LightningCLI):
         if self.restored is not None:
             _take_carried(section, self.restored)
         if ckpt_path and verb == ["fit"] and self.continued is None:
-            restored = self.restored or checkpoints.restore(section["ckpt_path"], trust=self.trust)
-            _refuse_finished(section["trainer"], restored)
+            if self.restored is not None:
+                epochs, steps = self.restored.epochs, self.restored.steps
+            else:
+                epochs, steps = checkpoints.trained(
+                    loaded or checkpoints.read(section["ckpt_path"])
+                )
+            _refuse_finished(section["trainer"], epochs, steps)
 
     def _go_on_from(self, ckpt_path: str, verb: Sequence[str], section: Namespace) -> str:
         """Return the checkpoint that is meant, and note the run that is continued with it."""
@@ -536,11 +542,11 @@ def _take_carried(section: Namespace, restored: checkpoints.Restored) -> None:
             target[name] = argument
 
 
-def _refuse_finished(trainer: Namespace, restored: checkpoints.Restored) -> None:
+def _refuse_finished(trainer: Namespace, epochs: int, steps: int) -> None:
     """Refuse to go on where nothing is left to train, before a run is made of it."""
     for option, done, limit in (
-        ("max_epochs", restored.epochs, trainer["max_epochs"]),
-        ("max_steps", restored.steps, trainer["max_steps"]),
+        ("max_epochs", epochs, trainer["max_epochs"]),
+        ("max_steps", steps, trainer["max_steps"]),
     ):
         if limit is not None and 0 < limit <= done:
             raise UserError(

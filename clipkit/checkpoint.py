@@ -114,9 +114,14 @@ def restore(path: str | Path, *, trust: Sequence[str] = ()) -> Restored:
         configuration,
         carried,
         loaded["state_dict"],
-        _number(loaded, "loops", "fit_loop", "epoch_progress", "current", "processed"),
-        _number(loaded, "global_step"),
+        *trained(loaded),
     )
+
+
+def trained(loaded: dict[str, Any]) -> tuple[int, int]:
+    """Return how many epochs and steps a checkpoint that was read was trained to their end."""
+    epochs = _number(loaded, "loops", "fit_loop", "epoch_progress", "current", "processed")
+    return epochs, _number(loaded, "global_step")
 
 
 def allocation_bound(restored: Restored, path: str | Path) -> AllocationBound:

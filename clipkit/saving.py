@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import zipfile
 from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import IO, Any, cast
 from zlib import error as ZlibError
@@ -81,6 +82,16 @@ class _Writer:
 
 def damage(path: str | Path) -> str | None:
     """Return what is wrong with a checkpoint file, by its own checksums; None where it is whole."""
+    try:
+        found = os.stat(path)
+    except OSError as error:
+        return error.strerror or str(error)
+    return _damage(str(path), found.st_ino, found.st_size, found.st_mtime_ns)
+
+
+@lru_cache(maxsize=64)
+def _damage(path: str, *state: int) -> str | None:
+    """Read all of a file, once for the state it is in: whoever chooses it, loads it next."""
     try:
         with zipfile.ZipFile(path) as records:
             bad = records.testzip()

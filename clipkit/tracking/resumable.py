@@ -47,13 +47,14 @@ def last_of(experiment: str, run_name: str, *, root: Path = Path("runs")) -> Res
 
 
 def run_of(checkpoint: Path) -> Path | None:
-    """Return the run that a checkpoint goes on with: an unfinished one whose newest it is."""
+    """Return the run that a checkpoint goes on with: an unfinished one whose newest whole it is."""
     run = checkpoint.resolve().parent.parent
     if checkpoint.parent.name != CHECKPOINTS or not is_run_folder(run):
         return None
     if read_status(run).get("status") == "finished":
         return None
-    return run if checkpoint.samefile(_checkpoints(run)[0]) else None
+    newest = _newest_whole(run)
+    return run if newest is not None and checkpoint.samefile(newest.checkpoint) else None
 
 
 def _newest_whole(run: Path) -> Resumable | None:

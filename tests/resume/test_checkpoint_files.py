@@ -77,7 +77,22 @@ def test_a_damaged_last_one_falls_back(stopped, recipe, command, capsys, monkeyp
     output = capsys.readouterr().out
     assert "last.ckpt is damaged" in output
     assert "going on from before_last.ckpt" in output
+    # In the run's own folder, whose damaged file is now a whole one.
+    assert damage(last) is None
+    assert sorted(path.name for path in stopped.parent.iterdir()) == ["run", "whole"]
     Run(stopped).assert_same(Run(whole))
+
+
+def test_a_checkpoint_of_others_is_gone_on_with_by_its_counters(stopped, recipe, command, capsys):
+    """It has no configuration of clipkit's, which the command line gives."""
+    path = stopped.parent.parent / "foreign.ckpt"
+    loaded = torch.load(stopped / "checkpoints" / "last.ckpt", weights_only=True)
+    del loaded["clipkit"]
+    torch.save(loaded, path)
+    assert command(*recipe, "--run_name=more", f"--ckpt_path={path}") == 2
+    assert "trained to its end, trainer.max_epochs is 3" in capsys.readouterr().err
+    words = ["--run_name=more", f"--ckpt_path={path}", "--trainer.max_epochs=4"]
+    assert command(*recipe, *words) == 0
 
 
 def test_nothing_whole_is_an_error_that_lists_the_runs(stopped, recipe, command, capsys):
