@@ -246,8 +246,9 @@ class CLIPModule(L.LightningModule):
 
     def caption_groups(self, batch: PairBatch) -> CaptionGroups:
         """Return how the text side takes a batch: without padding, or with as little as it may."""
-        tokens, modules = _all_tokens(batch), [self.text_encoder, self.text_head]
-        pieces = number_of_pieces(len(tokens), self.micro_batch, modules)
+        modules = [self.text_encoder, self.text_head]
+        captions = len(batch["tokens"]) + len(batch.get("negatives", ()))
+        pieces = number_of_pieces(captions, self.micro_batch, modules)
         knows_lengths = self.text_encoder.trim_is_exact and "lengths" in batch
         if knows_lengths and isinstance(self.text_encoder, PackingTextEncoder):
             spans = spans_of(batch["lengths"], pieces=pieces, overhead=0)
@@ -260,7 +261,7 @@ class CLIPModule(L.LightningModule):
             return CaptionGroups(
                 batch["by_length"], spans_of(lengths, pieces=groups, overhead=overhead)
             )
-        longest = [tokens.shape[1]] * len(tokens)
+        longest = [batch["tokens"].shape[1]] * captions
         return CaptionGroups(None, spans_of(longest, pieces=pieces, overhead=0))
 
     def _text_side(self, batch: PairBatch) -> Tensor:

@@ -148,9 +148,7 @@ class RankWatch:
             code = process.poll()
             if code is not None and code < 0:
                 name = signal.Signals(-code).name
-                return Failure(
-                    number, self.world_size, 1, f"the process was ended by {name}{_hint(-code)}"
-                )
+                return self._ended(number, f"the process was ended by {name}{_hint(-code)}")
         now = time.monotonic()
         for rank in range(1, self.world_size):
             key = f"{_ALIVE}/{rank}"
@@ -158,9 +156,7 @@ class RankWatch:
             before, at = self._seen.get(rank, (-1, now))
             self._seen[rank] = (beat, at if beat == before else now)
             if beat == before and now - at > _SILENT:
-                return Failure(
-                    rank, self.world_size, 1, f"no sign of life for {_SILENT:.0f} seconds"
-                )
+                return self._ended(rank, f"no sign of life for {_SILENT:.0f} seconds")
         return None
 
     def _ended(self, rank: int, text: str) -> Failure:

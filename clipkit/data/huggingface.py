@@ -10,7 +10,7 @@ from clipkit.data.images import Augmentation
 from clipkit.data.pair_source import PairSource, StoredPairs
 from clipkit.data.pairs import TRAIN, PairDataModule
 from clipkit.data.streaming import Streaming
-from clipkit.errors import UserError
+from clipkit.data.streaming.options import refuse_beside_streaming
 from clipkit.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -124,7 +124,13 @@ class HuggingFacePairs(PairDataModule):
         self.stored = StoredPairs(source, option="data", cache_folder=cache_folder)
         self.streaming = Streaming() if streaming is True else (streaming or None)
         if self.streaming is not None:
-            _refuse_for_streams(source)
+            refuse_beside_streaming(
+                {
+                    "caption_column": caption_column if isinstance(caption_column, dict) else None,
+                    "negative_column": negative_column,
+                    "filters": filters,
+                }
+            )
         self._splits: StreamedSplits | None = None
 
     def load(self, split: str) -> Rows:
@@ -186,21 +192,6 @@ class HuggingFacePairs(PairDataModule):
             caption_template=self.stored.source.caption_template,
             image_folder=self.stored.source.image_folder,
         )
-
-
-def _refuse_for_streams(source: PairSource) -> None:
-    weighed = isinstance(source.caption_column, dict)
-    refused = {
-        "caption_column": source.caption_column if weighed else None,
-        "negative_column": source.negative_column,
-        "filters": source.filters,
-    }
-    for name, given in refused.items():
-        if given is not None:
-            raise UserError(
-                f"data.{name}: {given} needs a data set that is opened as a whole; leave it out, "
-                "or leave out data.streaming"
-            )
 
 
 def _column_of(source: PairSource) -> str | None:

@@ -239,25 +239,20 @@ class PairDataModule(L.LightningDataModule):
         stream = self.stream()
         if stream is None:
             return None
+        from clipkit.data.streaming.options import refuse_beside_streaming
         from clipkit.data.streaming.training import StreamTraining
 
-        self._refuse_for_streams()
+        refuse_beside_streaming(
+            {
+                "cache_tokens": self.caches.tokens,
+                "cache_pictures_gb": self.caches.pictures_gb,
+                "shrink_batch": self.shrink_batch,
+            }
+        )
+        self._check_shares()
         streamed = StreamTraining(stream)
         streamed.refuse(self.trainer)
         return streamed
-
-    def _refuse_for_streams(self) -> None:
-        refused = {
-            "cache_tokens": self.caches.tokens, "cache_pictures_gb": self.caches.pictures_gb,
-            "shrink_batch": self.shrink_batch,
-        }  # fmt: skip
-        for name, given in refused.items():
-            if given:
-                raise UserError(
-                    f"data.{name}: {given} needs a data set that is opened as a whole; leave it "
-                    "out, or leave out data.streaming"
-                )
-        self._check_shares()
 
     def _stream_loader(self, streamed: StreamTraining) -> DataLoader[PairBatch]:
         from clipkit.data.streaming.dataset import RowsInHand

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from clipkit.errors import UserError
@@ -32,3 +33,17 @@ class Streaming:
         for name, value in vars(self).items():
             if value is not None and value < 1:
                 raise UserError(f"data.streaming.{name}: {value} is not above 0")
+
+
+def refuse_beside_streaming(options: Mapping[str, object]) -> None:
+    """Refuse options of a data module, by their names, that a stream has no use for.
+
+    Raises:
+        UserError: one of them is given.
+    """
+    for name, given in options.items():
+        if given:
+            raise UserError(
+                f"data.{name}: {given} needs a data set that is opened as a whole; leave it out, "
+                "or leave out data.streaming"
+            )
