@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.distributed as dist
@@ -48,49 +49,51 @@ def gather_ragged(rows: Tensor) -> Tensor:
     return torch.cat([block[:count] for block, count in zip(blocks, counts, strict=True)])
 
 
-def any_rank(condition: bool, device: torch.device) -> bool:
-    """Whether the condition holds on any process."""
+# --- What processes tell one another beside the training -----------------------------------------
+# All of them, at the same moment. They wait for one another, and for no GPU.
+
+
+def any_rank(asked: bool) -> bool:
+    """Whether any process asks."""
     if world_size() == 1:
-        return condition
-    return bool(_all_gather(torch.tensor([condition], device=device)).any())
+        return asked
+    flag = torch.tensor([asked], dtype=torch.int32)
+    dist.all_reduce(flag, op=dist.ReduceOp.MAX, group=_beside())
+    return bool(flag)
 
 
-class Agreement:
-    """What processes tell one another beside the training: all of them, at the same moment.
+def sums_of_ranks(numbers: list[int]) -> list[int]:
+    """Return the sum over all processes of each number; all give as many."""
+    if world_size() == 1:
+        return numbers
+    totals = torch.tensor(numbers, dtype=torch.int64)
+    dist.all_reduce(totals, group=_beside())
+    return [int(total) for total in totals.tolist()]
 
-    Made by all processes together. They wait for one another, and for no GPU.
-    """
 
-    def __init__(self) -> None:
-        self._group: Any = None
-        if world_size() > 1 and dist.get_backend() != "gloo":
-            self._group = dist.new_group(backend="gloo")
+def told_by_ranks(told: list[T]) -> list[T]:
+    """Return what all processes tell, in the order of their ranks."""
+    if not any_rank(bool(told)):
+        return []
+    if world_size() == 1:
+        return told
+    lists: list[Any] = [None] * world_size()
+    dist.all_gather_object(lists, told, group=_beside())
+    return [item for some in lists for item in some]
 
-    def any(self, asked: bool) -> bool:
-        """Return whether any process asked."""
-        if world_size() == 1:
-            return asked
-        flag = torch.tensor([asked], dtype=torch.int32)
-        dist.all_reduce(flag, op=dist.ReduceOp.MAX, group=self._group)
-        return bool(flag)
 
-    def sums(self, numbers: list[int]) -> list[int]:
-        """Return the sum over all processes of each number; all give as many."""
-        if world_size() == 1:
-            return numbers
-        totals = torch.tensor(numbers, dtype=torch.int64)
-        dist.all_reduce(totals, group=self._group)
-        return [int(total) for total in totals.tolist()]
+def _beside() -> Any:
+    """Return the group that they use: of all processes, on CPUs; made when they first need it."""
+    if dist.get_backend() == "gloo":
+        return None  # that of the training
+    group = _GROUPS.get(dist.group.WORLD)
+    if group is None:
+        group = _GROUPS[dist.group.WORLD] = dist.new_group(backend="gloo")
+    return group
 
-    def all_told(self, told: list[T]) -> list[T]:
-        """Return what all processes tell, in the order of their ranks."""
-        if not self.any(bool(told)):
-            return []
-        if world_size() == 1:
-            return told
-        lists: list[Any] = [None] * world_size()
-        dist.all_gather_object(lists, told, group=self._group)
-        return [item for some in lists for item in some]
+
+_GROUPS: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
+"""By the group of the training, which ends with it."""
 
 
 def least(value: Tensor) -> Tensor:

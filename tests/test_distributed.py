@@ -9,7 +9,15 @@ import torch.multiprocessing as mp
 from torch import nn
 from torch.nn import functional as F
 
-from clipkit.distributed import gather, gather_ragged, least
+from clipkit import distributed
+from clipkit.distributed import (
+    any_rank,
+    gather,
+    gather_ragged,
+    least,
+    sums_of_ranks,
+    told_by_ranks,
+)
 from clipkit.errors import UserError
 from clipkit.losses import Ids, InfoNCELoss, SigLIPLoss
 from clipkit.temperature import Temperature
@@ -80,13 +88,24 @@ def refusal(bad):
     return "saved"
 
 
+def what_is_told(rank):
+    told = told_by_ranks([f"from {rank}"] * rank)
+    return any_rank(rank == 1), any_rank(False), sums_of_ranks([rank, 7]), told, told_by_ranks([])
+
+
 def work(rank, world_size, file, queue):
     dist.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=world_size)
     results = [gradients(loss, rank, world_size) for loss in CASES]
     ragged = gather_ragged(torch.arange(rank + 1) + 10 * rank).tolist()
     said = least(torch.tensor(5 - rank)).item(), refusal(bad=rank == 1)
+    told = what_is_told(rank)
+    # As where the training is nccl's: a group of their own, made once.
+    distributed.dist.get_backend = lambda *_: "another"
+    told_beside = [what_is_told(rank) for _ in range(2)]
+    assert len(distributed._GROUPS) == 1
     if rank == 0:
-        queue.put(([{k: v.tolist() for k, v in r.items()} for r in results], ragged, said))
+        numbers = [{k: v.tolist() for k, v in r.items()} for r in results]
+        queue.put((numbers, ragged, said, [told, *told_beside]))
         queue.join()
     dist.destroy_process_group()
 
@@ -122,6 +141,15 @@ def test_a_loss_that_is_bad_on_one_rank_is_refused_by_all(two_ranks):
     assert lowest == 4
     assert said.startswith("the loss became non-finite at step 0")
     assert refusal(bad=False) == "saved"
+
+
+def test_ranks_tell_one_another_beside_the_training(two_ranks):
+    assert two_ranks[3] == [(True, False, [1, 14], ["from 1"], [])] * 3
+
+
+def test_one_process_tells_itself():
+    assert what_is_told(0) == (False, False, [0, 7], [], [])
+    assert what_is_told(1) == (True, False, [1, 7], ["from 1"], [])
 
 
 def test_one_process_is_the_identity():

@@ -16,7 +16,7 @@ from lightning.pytorch.callbacks import Callback
 
 from clipkit.callbacks.last_checkpoint import LastCheckpoint
 from clipkit.callbacks.quarantine import TooManyBrokenError
-from clipkit.distributed import Agreement
+from clipkit.distributed import any_rank
 from clipkit.errors import UserError
 from clipkit.tracking import callbacks_of, folder_of_run
 
@@ -39,12 +39,12 @@ class Interruption(Callback):
 
     def __init__(self) -> None:
         self._signum: int | None = None
-        self._agreement = Agreement()
+        self._process = os.getpid()
         self._before: dict[int, Any] = {}
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._signum = None
-        self._agreement = Agreement()
+        self._process = os.getpid()
         # Lightning asks the same of rank zero alone, and waits for the GPU in doing so.
         loop: Any = trainer.fit_loop.epoch_loop
         loop._broadcast_sigterm_tensor = _nothing
@@ -55,6 +55,9 @@ class Interruption(Callback):
                 self._before[signum] = signal.signal(signum, self._handle)
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
+        if os.getpid() != self._process:
+            _as_a_loaders_process(signum)
+            return
         if self._signum is not None:
             if signum == signal.SIGINT:
                 raise KeyboardInterrupt
@@ -78,7 +81,7 @@ class Interruption(Callback):
             self._stop_if_asked()
 
     def _stop_if_asked(self) -> None:
-        if self._agreement.any(self._signum is not None):
+        if any_rank(self._signum is not None):
             raise Stopped(self._signum or signal.SIGTERM)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -113,6 +116,16 @@ class Interruption(Callback):
 
 def _nothing() -> None:
     pass
+
+
+def _as_a_loaders_process(signum: int) -> None:
+    """Heed a signal in a process that was forked while these handlers stood.
+
+    Ctrl-C reaches it too, and is the training's to answer; what ends a process ends it.
+    """
+    if signum != signal.SIGINT:
+        signal.signal(signum, signal.SIG_DFL)
+        os.kill(os.getpid(), signum)
 
 
 def _save(saver: LastCheckpoint, trainer: L.Trainer) -> None:

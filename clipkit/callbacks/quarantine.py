@@ -14,10 +14,11 @@ from typing import Any, NamedTuple
 import lightning as L
 from lightning.pytorch.callbacks import Callback
 
+from clipkit.callbacks.logged_steps import LoggedSteps
 from clipkit.data.broken import Broken
 from clipkit.data.pairs import TRAIN, VALIDATION
 from clipkit.data.samples import PairBatch
-from clipkit.distributed import Agreement
+from clipkit.distributed import told_by_ranks
 from clipkit.errors import UserError
 from clipkit.tracking import folder_of_run
 
@@ -48,7 +49,7 @@ class Quarantine(Callback):
     """
 
     def __init__(self) -> None:
-        self._agreement = Agreement()
+        self._logged = LoggedSteps()
         self._new: list[tuple[str, Broken]] = []  # of this rank, not settled yet
         self._pairs = Counter[str]()  # seen by all ranks together, by split
         self._replaced: dict[str, Counter[str]] = {TRAIN: Counter(), VALIDATION: Counter()}
@@ -70,10 +71,12 @@ class Quarantine(Callback):
         self._replaced[TRAIN] = Counter(kept["replaced"])
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._agreement = Agreement()
         folder = folder_of_run(trainer)
         self._file = None if folder is None else folder / FILE
         self._named = _named_in(self._file)
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._logged.start(trainer)
 
     # After the batch, so that a checkpoint, which is written before the next, has it in.
     def on_train_batch_end(
@@ -81,7 +84,7 @@ class Quarantine(Callback):
         batch_idx: int,
     ) -> None:  # fmt: skip
         self._note(TRAIN, batch, trainer)
-        if trainer.global_step % max(trainer.log_every_n_steps, 1) == 0:  # type: ignore[attr-defined]
+        if self._logged.reached(trainer):
             self._settle(trainer)
             if self._replaced[TRAIN]:
                 pl_module.log(METRIC, float(self._replaced[TRAIN].total()))
@@ -118,7 +121,7 @@ class Quarantine(Callback):
         self._pairs[split] += len(batch["tokens"]) * trainer.world_size
 
     def _settle(self, trainer: L.Trainer) -> None:
-        everywhere = self._agreement.all_told(self._new)
+        everywhere = told_by_ranks(self._new)
         self._new = []
         for split, broken in everywhere:
             if not broken.stands_in:

@@ -8,8 +8,9 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import Callback
 
+from clipkit.callbacks.logged_steps import LoggedSteps
 from clipkit.data.samples import PairBatch
-from clipkit.distributed import Agreement
+from clipkit.distributed import sums_of_ranks
 
 KEY = "source_counts"
 
@@ -22,7 +23,7 @@ class SourceCounts(Callback):
     """
 
     def __init__(self) -> None:
-        self._agreement = Agreement()
+        self._logged = LoggedSteps()
         self._sources: list[str] = []
         self._new = Counter[str]()  # of this rank, not in the account yet
         self._account = Counter[str]()
@@ -40,8 +41,10 @@ class SourceCounts(Callback):
         self._account = Counter(checkpoint.get(KEY, {}))
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._agreement = Agreement()
         self._sources = list(getattr(trainer.datamodule, "source_names", ()))  # type: ignore[attr-defined]
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._logged.start(trainer)
 
     # After the batch, so that a checkpoint, which is written before the next, has it in.
     def on_train_batch_end(
@@ -51,12 +54,12 @@ class SourceCounts(Callback):
         if not self._sources:
             return
         self._new.update(batch.get("sources", {}))
-        if trainer.global_step % max(trainer.log_every_n_steps, 1) == 0:  # type: ignore[attr-defined]
+        if self._logged.reached(trainer):
             self._settle()
             for source in self._sources:
                 pl_module.log(f"data/{source}_pairs", float(self._account[source]))
 
     def _settle(self) -> None:
-        added = self._agreement.sums([self._new[source] for source in self._sources])
+        added = sums_of_ranks([self._new[source] for source in self._sources])
         self._account.update(dict(zip(self._sources, added, strict=True)))
         self._new.clear()

@@ -22,6 +22,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.profilers import Profiler
 
 from clipkit.callbacks.evaluation import Evaluation
+from clipkit.callbacks.logged_steps import LoggedSteps
 from clipkit.callbacks.peak_flops import peak_flops
 from clipkit.data.samples import PairBatch
 from clipkit.encoders.flops import (
@@ -74,7 +75,7 @@ class Throughput(Callback):
         self._meter: _Meter | None = None
         self._utilisation: _Utilisation | None = None
         self._profiler: Profiler | None = None
-        self._step = 0
+        self._logged = LoggedSteps()
 
     # --- When ----------------------------------------------------------------------------------
 
@@ -82,7 +83,7 @@ class Throughput(Callback):
         if not trainer.is_global_zero:
             return
         assert isinstance(pl_module, CLIPModule)
-        self._step = trainer.global_step
+        self._logged.start(trainer)
         self._utilisation = self._measurable(trainer, pl_module)
         self._meter = _Meter(pl_module.device, lambda: self._clock() - _evaluating(trainer))
         self._listen(trainer, self._meter)
@@ -109,17 +110,10 @@ class Throughput(Callback):
             return
         assert isinstance(pl_module, CLIPModule)
         self._meter.counts.add(batch, pl_module)
-        if self._is_due(trainer):
+        if self._logged.reached(trainer):
             lap = self._meter.read()
             if lap.seconds > 0:
                 self._take(trainer, pl_module, lap)
-
-    def _is_due(self, trainer: L.Trainer) -> bool:
-        """Whether to read the meter after this batch; asked once a batch."""
-        # While gradients are accumulated no step is made.
-        stepped, self._step = trainer.global_step != self._step, trainer.global_step
-        every = max(trainer.log_every_n_steps, 1)  # type: ignore[attr-defined]
-        return bool(stepped and trainer.global_step % every == 0)
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self._meter is not None:

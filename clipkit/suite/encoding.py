@@ -57,7 +57,7 @@ def _embed(module: CLIPModule, pictures: tuple[object, ...], rows: Rows) -> Tens
     except UserError as error:
         broken = error
     # All ranks stop at one's broken picture: those that went on would wait for it for ever.
-    if any_rank(broken is not None, module.device):
+    if any_rank(broken is not None):
         raise broken or UserError("another rank could not read its pictures")
     empty = module.scale.detach().new_zeros(0, module.embed_dim)
     gathered = gather_ragged(torch.cat([empty, *mine]))

@@ -6,6 +6,7 @@ import time
 
 import pytest
 
+from clipkit.callbacks.interruption import Interruption
 from tests.resume.conftest import Run
 from tests.resume.test_kill import RANKS, finish, steps_logged
 
@@ -62,3 +63,27 @@ def test_slurm_puts_the_job_back(start, workdir):
     assert process.returncode == 128 + signal.SIGUSR1, output
     assert (workdir / "requeued").read_text() == "requeue 41\n"
     assert (folder / "checkpoints" / "last.ckpt").is_file()
+
+
+def test_a_loaders_process_ends_when_it_is_told_to():
+    """It is forked while training's handlers stand, which are for training to heed."""
+    callback = Interruption()
+    before = [signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)]
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, callback._handle)
+    try:
+        child = os.fork()
+        if not child:
+            time.sleep(60)
+            os._exit(0)
+        time.sleep(0.2)
+        os.kill(child, signal.SIGINT)  # of the terminal: the training's to answer
+        time.sleep(0.2)
+        assert os.waitpid(child, os.WNOHANG) == (0, 0)
+        os.kill(child, signal.SIGTERM)
+        _, status = os.waitpid(child, 0)
+    finally:
+        for signum, handler in zip((signal.SIGINT, signal.SIGTERM), before, strict=True):
+            signal.signal(signum, handler)
+    assert os.WTERMSIG(status) == signal.SIGTERM
+    assert callback._signum is None

@@ -13,7 +13,7 @@ from clipkit.data.streaming.dataset import StreamedPairs
 from clipkit.data.streaming.sampler import START, Place, StreamSampler
 from clipkit.data.streaming.state import Pass, StreamState
 from clipkit.data.streaming.stream import Stream
-from clipkit.distributed import Agreement
+from clipkit.distributed import any_rank, told_by_ranks
 from clipkit.errors import UserError
 from clipkit.resume import Position
 
@@ -55,7 +55,6 @@ class StreamLoader(DataLoader[PairBatch]):
         self._share = batch_size
         self._steps = steps
         self._start = start
-        self._agreement = Agreement()
         self._handed_out = 0
         self._epochs: dict[int, int] = {}  # how many batches were handed out before each began
         self._passes: list[tuple[int, Pass]] = []  # and before each pass
@@ -87,7 +86,7 @@ class StreamLoader(DataLoader[PairBatch]):
             return None
         present = next(p for before, p in reversed(self._passes) if before <= batches)
         place = self._sampler.place(batches * self._share)
-        return StreamState(present, self._agreement.all_told([place]))
+        return StreamState(present, told_by_ranks([place]))
 
     def close(self) -> None:
         """End what reads."""
@@ -147,7 +146,7 @@ class StreamLoader(DataLoader[PairBatch]):
         """The next batch of the pass; None where a rank has none left."""
         assert self._batches is not None
         batch = next(self._batches, None)
-        if self._agreement.any(batch is None):
+        if any_rank(batch is None):
             if self._begins_anew:
                 raise UserError(
                     f"data.batch_size: in a pass through the stream, one of {self._world_size} "
