@@ -39,6 +39,7 @@ from clipkit.callbacks.watching_ranks import WatchingRanks
 from clipkit.data import PairDataModule
 from clipkit.errors import UserError, did_you_mean, of_memory
 from clipkit.module import CLIPModule
+from clipkit.own_code import look_in_current_folder
 from clipkit.parser_errors import explain, one_line
 from clipkit.saving import WholeFiles
 from clipkit.tracking import Journal, RunFolder, callbacks_of
@@ -415,8 +416,7 @@ def build_run(
 
 def load_model(path: str, *, trust: Sequence[str] = ()) -> CLIPModule:
     """Rebuild a model from its checkpoint alone; see :func:`clipkit.load`."""
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())
+    look_in_current_folder()
     trust = [trust] if isinstance(trust, str) else trust
     _check_importable(trust)
     restored = checkpoints.restore(os.path.expanduser(path), trust=trust)

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from clipkit.errors import UserError, did_you_mean
+from clipkit.own_code import look_in_current_folder
 
 HELP = """\
 usage: clipkit COMMAND [OPTIONS]
@@ -74,9 +75,7 @@ def _run(words: list[str], trust: list[str]) -> int:
             raise UserError(f"{words[0]}: the command comes first, as in clipkit fit -c base")
         hint = did_you_mean(words[0], COMMANDS)
         raise UserError(f"{words[0]}: no such command; {hint}there are {', '.join(COMMANDS)}")
-    # A user's own classes lie in the current folder; at the end, so that they shadow nothing.
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())
+    look_in_current_folder()
     return command(words, trust)
 
 

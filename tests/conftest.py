@@ -56,7 +56,9 @@ def workdir(tmp_path, monkeypatch, mlflow_template):
 @pytest.fixture(autouse=True)
 def modules_of_this_test(tmp_path_factory):
     """Another test's my_code.py is another module, in whichever folder of the tests it lies."""
+    path = list(sys.path)  # clipkit appends the current folder
     yield
+    sys.path[:] = path
     folder = tmp_path_factory.getbasetemp()
     for name, module in list(sys.modules.items()):
         if Path(getattr(module, "__file__", None) or "/").is_relative_to(folder):

@@ -110,10 +110,14 @@ class Throughput(Callback):
             return
         assert isinstance(pl_module, CLIPModule)
         self._meter.counts.add(batch, pl_module)
-        if self._logged.reached(trainer):
+        if self._is_due(trainer):
             lap = self._meter.read()
             if lap.seconds > 0:
                 self._take(trainer, pl_module, lap)
+
+    def _is_due(self, trainer: L.Trainer) -> bool:
+        """Whether to read the meter after this batch; asked once a batch."""
+        return self._logged.reached(trainer)
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self._meter is not None:

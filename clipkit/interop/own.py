@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import os
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from hashlib import sha256
@@ -26,6 +24,7 @@ from clipkit.interop.base import (
     first_line,
     probe,
 )
+from clipkit.own_code import look_in_current_folder
 
 VERBS = ("embed_images", "embed_texts")
 
@@ -126,8 +125,7 @@ class CheckedModel:
 
 def _call(spec: str) -> Any:
     module_name, _, name = spec.partition(":")
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())
+    look_in_current_folder()
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:

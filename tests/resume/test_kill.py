@@ -45,6 +45,26 @@ def finish(process):
     return output
 
 
+def assert_goes_on_after_a_kill(start, workdir, words, *, steps, before=()):
+    """A run that is killed and goes on is the one that was not disturbed.
+
+    Args:
+        start: starts a fit.
+        workdir: where.
+        words: of all of them.
+        steps: that are logged before it is killed.
+        before: further words of the run that is killed.
+    """
+    finish(start("--run_name=whole", *words))
+    folder = workdir / "runs" / "again" / "killed"
+    process = start("--run_name=killed", *words, *before, *EVERY_STEP)
+    assert kill_when(process, has_logged(folder, steps))
+    assert json.loads((folder / "status.json").read_text())["status"] == "unfinished"
+    output = finish(start("--run_name=killed", *words, "--ckpt_path=last"))
+    assert "going on" in output
+    Run(folder).assert_same(Run(workdir / "runs" / "again" / "whole"))
+
+
 def history_in_mlflow(workdir, name):
     from mlflow.tracking import MlflowClient
 
@@ -64,25 +84,13 @@ def history_in_mlflow(workdir, name):
 
 def test_killed_within_an_epoch(start, workdir):
     """With two workers before and none after; dropout, dropped patches and crops on."""
-    finish(start("--run_name=whole"))
-    folder = workdir / "runs" / "again" / "killed"
-    process = start("--run_name=killed", "--data.num_workers=2", *EVERY_STEP)
-    assert kill_when(process, has_logged(folder, 7))
-    assert json.loads((folder / "status.json").read_text())["status"] == "unfinished"
-    output = finish(start("--run_name=killed", "--ckpt_path=last"))
-    assert "going on" in output
-    Run(folder).assert_same(Run(workdir / "runs" / "again" / "whole"))
+    assert_goes_on_after_a_kill(start, workdir, [], steps=7, before=["--data.num_workers=2"])
     assert history_in_mlflow(workdir, "killed") == history_in_mlflow(workdir, "whole")
 
 
 @pytest.mark.slow
 def test_two_ranks_killed(start, workdir):
-    finish(start("--run_name=whole", *RANKS))
-    folder = workdir / "runs" / "again" / "killed"
-    process = start("--run_name=killed", *RANKS, *EVERY_STEP)
-    assert kill_when(process, has_logged(folder, 7))
-    finish(start("--run_name=killed", *RANKS, "--ckpt_path=last"))
-    Run(folder).assert_same(Run(workdir / "runs" / "again" / "whole"))
+    assert_goes_on_after_a_kill(start, workdir, RANKS, steps=7)
 
 
 @pytest.mark.slow

@@ -1,10 +1,10 @@
 """A mixture that is gone on with in the middle of an epoch is the one that was never stopped."""
 
 import pytest
-import torch
 
-from tests.resume.conftest import Run
-from tests.resume.test_positions import CRASH, EVERY_STEP, crash
+from tests.resume.conftest import RECIPE, Run
+from tests.resume.test_kill import RANKS, assert_goes_on_after_a_kill
+from tests.resume.test_positions import EVERY_STEP, crash, fit  # noqa: F401
 
 MIXTURE = """\
 data:
@@ -20,19 +20,21 @@ data:
 
 
 @pytest.fixture
-def fit(recipe, command, monkeypatch, workdir, pictures):
-    (workdir / "my_code.py").write_text(CRASH)
+def recipe(workdir, pictures):
+    """In the place of the recipe of one source."""
+    (workdir / "again.yaml").write_text(RECIPE)
     (workdir / "mixture.yaml").write_text(MIXTURE.replace("DIR", str(pictures)))
-    monkeypatch.syspath_prepend(str(workdir))
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    words = [*recipe[:-1], "-c", "mixture.yaml"]
-    yield lambda name, *more: command(*words, f"--run_name={name}", *more)
-    torch.set_num_threads(threads)
+    return ["fit", "-c", "base", "-c", "again.yaml", "-c", "mixture.yaml"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("words", [["--data.num_workers=2"], RANKS], ids=["workers", "ranks"])
+def test_killed(start, workdir, words):
+    assert_goes_on_after_a_kill(start, workdir, words, steps=7)
 
 
 @pytest.mark.parametrize(("step", "workers"), [(7, 0), (8, 2)])
-def test_stopped_within_an_epoch(fit, workdir, step, workers):
+def test_stopped_within_an_epoch(fit, workdir, step, workers):  # noqa: F811
     assert fit("whole") == 0
     more = [*EVERY_STEP, f"--data.num_workers={workers}"]
     with pytest.raises(RuntimeError, match="crash"):
@@ -44,7 +46,7 @@ def test_stopped_within_an_epoch(fit, workdir, step, workers):
     Run(workdir / "runs" / "again" / "stopped").assert_same(whole)
 
 
-def test_another_mixture_within_an_epoch_is_refused(fit, capsys):
+def test_another_mixture_within_an_epoch_is_refused(fit, capsys):  # noqa: F811
     with pytest.raises(RuntimeError, match="crash"):
         fit("stopped", *EVERY_STEP, *crash("on_train_batch_end", 7))
     words = ["--data.sources.two.weight=3", "--ckpt_path=last"]

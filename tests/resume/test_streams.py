@@ -7,7 +7,14 @@ import pytest
 from tests.data.streaming.conftest import WRITERS, pairs, tokenizer, windows, write  # noqa: F401
 from tests.data.streaming.ranks import assert_even, of_ranks, own_rows
 from tests.resume.conftest import Run
-from tests.resume.test_kill import EVERY_STEP, RANKS, finish, has_logged, kill_when
+from tests.resume.test_kill import (
+    EVERY_STEP,
+    RANKS,
+    assert_goes_on_after_a_kill,
+    finish,
+    has_logged,
+    kill_when,
+)
 from tests.resume.test_positions import HOOKS, assert_goes_on_alike, fit  # noqa: F401
 
 SIZES = [9, 1, 17, 4, 8]
@@ -52,25 +59,16 @@ def test_the_run_is_the_same_in_every_hook(fit, words, layout, options, more):  
 
 
 def test_killed(start, words, workdir):
-    given = words("tar", PASSES)
-    finish(start("--run_name=whole", *given))
-    folder = workdir / "runs" / "again" / "killed"
-    process = start("--run_name=killed", "--data.num_workers=2", *given, *EVERY_STEP)
-    assert kill_when(process, has_logged(folder, 12))
-    finish(start("--run_name=killed", *given, "--ckpt_path=last"))
-    Run(folder).assert_same(Run(workdir / "runs" / "again" / "whole"))
+    before = ["--data.num_workers=2"]
+    assert_goes_on_after_a_kill(start, workdir, words("tar", PASSES), steps=12, before=before)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("options", [PASSES, STEPS], ids=["passes", "steps"])
 def test_two_ranks_killed(start, words, workdir, options):
     given = [*words("parquet", options), *RANKS]
-    finish(start("--run_name=whole", *given))
-    folder = workdir / "runs" / "again" / "killed"
-    process = start("--run_name=killed", "--data.num_workers=1", *given, *EVERY_STEP)
-    assert kill_when(process, has_logged(folder, 7))
-    finish(start("--run_name=killed", *given, "--ckpt_path=last"))
-    Run(folder).assert_same(Run(workdir / "runs" / "again" / "whole"))
+    before = ["--data.num_workers=1"]
+    assert_goes_on_after_a_kill(start, workdir, given, steps=7, before=before)
 
 
 @pytest.mark.slow
