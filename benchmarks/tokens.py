@@ -26,8 +26,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.interleaved import add_data, parser, ratio, record, seconds_of, shown, spread, table
-from clipkit.data.cached_tokens import cached_tokens
-from clipkit.data.captions import stack_captions
+from clipkit.data.cached_tokens import CachedCaption, cached_tokens, read_captions
 from clipkit.data.layouts import open_layout
 from clipkit.data.rows import Rows
 from clipkit.tokenizer import Tokenizer
@@ -79,7 +78,8 @@ def from_file(data: Path, folder: Path) -> Encoder:
 
     def encode(captions: Sequence[str]) -> Tensor:
         chosen = numbers * (len(captions) // len(numbers))
-        return stack_captions(tokenizer.contract, [kept[number] for number in chosen]).tokens
+        read = [CachedCaption(kept, number) for number in chosen]
+        return read_captions(read, tokenizer.contract).tokens
 
     return encode
 

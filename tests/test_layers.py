@@ -25,6 +25,7 @@ LAYERS = [
         "arguments",
         "allocations",
         "safe_yaml",
+        "own_code",
     },
     {"encoders", "losses", "evaluation"},
     {"data", "strangers", "compiling"},

@@ -7,18 +7,19 @@ row: about 55 MB for a million captions of 15 tokens. Loader processes share its
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from hashlib import blake2b
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
+from torch.nn.functional import pad
 
 from clipkit.data.array_file import ArrayFile, ArrayWriter, open_or_build
-from clipkit.data.captions import EncodedCaption, encode_captions
-from clipkit.tokenizer import Tokenizer
+from clipkit.data.captions import EncodedCaptions, encode_captions
+from clipkit.tokenizer import TextContract, Tokenizer
 
 if TYPE_CHECKING:
     from clipkit.data.rows import Rows
@@ -48,14 +49,57 @@ class CachedTokens:
         """Return how long the text of a caption is."""
         return int(self._file["characters"][number])
 
-    def __getitem__(self, number: int) -> EncodedCaption:
-        """Return the caption of a number."""
-        start, stop = self._file["offsets"][number : number + 2].tolist()
-        return EncodedCaption(
-            self._file["ids"][start:stop],
-            bool(self._file["truncated"][number]),
-            int(self._file["caption_ids"][number]),
+    def encode(self, numbers: Sequence[int], contract: TextContract) -> EncodedCaptions:
+        """Return what `encode_captions` gives for the captions of these numbers.
+
+        Args:
+            numbers: of the captions.
+            contract: of the tokenizer that the file was built with.
+        """
+        chosen = np.array(numbers, np.int64)
+        ids, offsets = self._file["ids"], self._file["offsets"]
+        starts = offsets[chosen]
+        lengths = offsets[chosen + 1] - starts
+        longest = contract.context_length if contract.pad_to_context else lengths.max(initial=0)
+        columns = np.arange(longest)
+        # Beyond a caption's end stands the next one, beyond the last nothing: hence "clip".
+        tokens = ids.take(starts[:, None] + columns, mode="clip").astype(np.int64)
+        np.copyto(tokens, contract.pad_id, where=columns >= lengths[:, None])
+        return EncodedCaptions(
+            torch.from_numpy(tokens),
+            torch.from_numpy(self._file["truncated"][chosen]),
+            torch.from_numpy(self._file["caption_ids"][chosen]),
+            torch.from_numpy(lengths),
         )
+
+
+class CachedCaption(NamedTuple):
+    """A caption of a file, to be read with the others of its batch."""
+
+    file: CachedTokens
+    number: int
+
+
+def read_captions(captions: Sequence[CachedCaption], contract: TextContract) -> EncodedCaptions:
+    """Return what `encode_captions` gives for the same captions; a file is gone through once."""
+    places: dict[int, list[int]] = {}
+    for place, caption in enumerate(captions):
+        places.setdefault(id(caption.file), []).append(place)
+    found = [
+        captions[group[0]].file.encode([captions[place].number for place in group], contract)
+        for group in places.values()
+    ]
+    if len(found) == 1:
+        return found[0]
+    longest = max(part.tokens.shape[1] for part in found)
+    found = [
+        part._replace(
+            tokens=pad(part.tokens, (0, longest - part.tokens.shape[1]), value=contract.pad_id)
+        )
+        for part in found
+    ]
+    order = torch.tensor([place for group in places.values() for place in group]).argsort()
+    return EncodedCaptions(*(torch.cat(column)[order] for column in zip(*found, strict=True)))
 
 
 def cached_tokens(rows: Rows, tokenizer: Tokenizer, folder: Path, *, split: str) -> CachedTokens:

@@ -20,9 +20,9 @@ from clipkit.data.broken import (
     nothing_usable,
     stand_ins,
 )
-from clipkit.data.cached_tokens import CachedTokens
+from clipkit.data.cached_tokens import CachedCaption, CachedTokens, read_captions
 from clipkit.data.caption_choice import CaptionChoice
-from clipkit.data.captions import EncodedCaption, encode_captions, stack_captions
+from clipkit.data.captions import encode_captions
 from clipkit.data.identity import image_id
 from clipkit.data.images import Augmentation, Source, decode_image, resize_for_eval, to_uint8
 from clipkit.data.prepared_pictures import PreparedPictures, read_encoded
@@ -66,11 +66,11 @@ class Sample(NamedTuple):
     """One pair on its way to a batch."""
 
     image: Tensor
-    caption: str | EncodedCaption
+    caption: str | CachedCaption
     image_id: int
     row: int
     broken: Sequence[Broken] = ()  # rows in whose place it stands
-    negative: str | EncodedCaption | None = None
+    negative: str | CachedCaption | None = None
     source: str = ""  # its name, where there are several
 
 
@@ -160,7 +160,7 @@ class PairDataset(Dataset[Sample]):
 
     def _caption(
         self, row: int, which: int | None, rng: np.random.Generator
-    ) -> str | EncodedCaption:
+    ) -> str | CachedCaption:
         counts = self.rows.caption_counts(row)
         if self.tokens is None:
             texts = self.rows.captions(row)
@@ -173,11 +173,12 @@ class PairDataset(Dataset[Sample]):
         if not numbers:
             raise BrokenRowError(NO_CAPTION)
         if which is not None:
-            return self.tokens[numbers[which]]
+            return CachedCaption(self.tokens, numbers[which])
         length = self.tokens.characters
-        return self.tokens[self.captions.of(numbers, counts, length=length, rng=rng)]
+        number = self.captions.of(numbers, counts, length=length, rng=rng)
+        return CachedCaption(self.tokens, number)
 
-    def _negative(self, row: int, rng: np.random.Generator) -> str | EncodedCaption | None:
+    def _negative(self, row: int, rng: np.random.Generator) -> str | CachedCaption | None:
         if self.negatives is None:
             return None
         if self.negative_tokens is None:
@@ -186,7 +187,7 @@ class PairDataset(Dataset[Sample]):
         numbers = self.negative_tokens.captions(row)
         if not numbers:
             return None
-        return self.negative_tokens[numbers[int(rng.integers(len(numbers)))]]
+        return CachedCaption(self.negative_tokens, numbers[int(rng.integers(len(numbers)))])
 
 
 class JoinedPairs(Dataset[Sample]):
@@ -227,7 +228,7 @@ class PairCollate:
         if isinstance(captions[0], str):
             encoded = encode_captions(self.tokenizer, captions)
         else:
-            encoded = stack_captions(self.tokenizer.contract, captions)
+            encoded = read_captions(captions, self.tokenizer.contract)
         lengths = encoded.lengths
         batch = PairBatch(
             images=torch.stack([sample.image for sample in samples]),

@@ -14,8 +14,8 @@ from PIL import Image
 
 from clipkit.data import Augmentation, HuggingFacePairs, ShapesPairs
 from clipkit.data.array_file import ArrayFile, open_or_build
-from clipkit.data.cached_tokens import CachedTokens, cached_tokens
-from clipkit.data.captions import encode_captions, stack_captions
+from clipkit.data.cached_tokens import CachedCaption, CachedTokens, cached_tokens, read_captions
+from clipkit.data.captions import encode_captions
 from clipkit.data.layouts import open_layout
 from clipkit.data.prepared_pictures import Shrunk
 from clipkit.errors import UserError
@@ -123,7 +123,7 @@ def test_any_selection_of_captions(photos, cache, padded):
     texts = [text for captions in rows.all_captions() for text in captions]
     for chosen in ([0], [3, 3, 1], list(range(len(texts))), [len(texts) - 1]):
         expected = encode_captions(tokenizer, [texts[number] for number in chosen])
-        found = stack_captions(tokenizer.contract, [cached[number] for number in chosen])
+        found = read_captions([CachedCaption(cached, n) for n in chosen], tokenizer.contract)
         for name, value in expected._asdict().items():
             assert torch.equal(getattr(found, name), value), name
             assert getattr(found, name).dtype == value.dtype
@@ -133,13 +133,30 @@ def test_any_selection_of_captions(photos, cache, padded):
     ]
 
 
+@pytest.mark.parametrize("padded", [False, True])
+def test_captions_of_several_files(photos, cache, padded):
+    tokenizer = Tokenizer("english", context_length=12, pad_to_context=padded)
+    rows = open_layout(str(photos)).split("train")
+    parts = [rows.select(np.arange(3)), rows.select(np.arange(3, len(rows)))]
+    files = [cached_tokens(part, tokenizer, cache, split="train") for part in parts]
+    texts = [[text for captions in part.all_captions() for text in captions] for part in parts]
+    chosen = [(1, 4), (0, 1), (1, 0), (0, 0), (0, 2), (1, 2)]
+    expected = encode_captions(tokenizer, [texts[part][number] for part, number in chosen])
+    found = read_captions(
+        [CachedCaption(files[part], number) for part, number in chosen], tokenizer.contract
+    )
+    for name, value in expected._asdict().items():
+        assert torch.equal(getattr(found, name), value), name
+        assert getattr(found, name).dtype == value.dtype
+
+
 def test_a_vocabulary_beyond_16_bits(photos, cache, tokenizer, monkeypatch):
     monkeypatch.setattr(Tokenizer, "vocab_size", 2**16 + 1)
     rows = open_layout(str(photos)).split("train")
     cached = cached_tokens(rows, tokenizer, cache, split="train")
     assert cached._file["ids"].dtype == np.uint32
     expected = encode_captions(tokenizer, rows.captions(0))
-    found = stack_captions(tokenizer.contract, [cached[n] for n in cached.captions(0)])
+    found = cached.encode(cached.captions(0), tokenizer.contract)
     assert torch.equal(found.tokens, expected.tokens)
 
 
@@ -482,7 +499,7 @@ def test_memory_is_shared_by_processes(photos, cache, tokenizer):
     rows = open_layout(str(photos)).split("train")
     cached = cached_tokens(rows, tokenizer, cache, split="train")
     assert isinstance(cached, CachedTokens)
-    assert len(cached[0].tokens)
+    assert len(cached.encode([0], tokenizer.contract).tokens)
     assert len(pickle.dumps(cached)) < 2000  # the path, not the arrays
     assert not cached._file["ids"].flags.writeable
 
