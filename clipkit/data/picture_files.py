@@ -43,6 +43,7 @@ MAX_BYTES = 8 * MAX_PIXELS
 """The largest file: every pixel of the largest picture, as widely as PIL reads it."""
 
 Reason = Literal[
+    "no picture",
     "missing file",
     "cannot be read",
     "empty file",

@@ -6,8 +6,10 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from PIL import Image
+from pyarrow import parquet
 
 from clipkit.data import HuggingFacePairs
 from clipkit.data.broken import ATTEMPTS
@@ -134,3 +136,66 @@ def test_broken_validation_pictures_are_left_out(workdir, command, many):
     assert fit(command, workdir / "broken", *words) == 0
     assert [(line["source"], line["key"]) for line in named()] == [("validation", key)]
     assert replaced() == []
+
+
+@pytest.fixture
+def grocery(tmp_path, shared_data):
+    """A copy of the photos, some of them damaged: gives where, and each one's key and reason."""
+    folder = shared_data / "grocery_store" / "data"
+
+    def damaged(share):
+        table = parquet.read_table(folder / "train-00000-of-00001.parquet")
+        pictures = [row["bytes"] for row in table["image"].to_pylist()]
+        rng = np.random.default_rng(7)
+        chosen = rng.choice(len(pictures), round(share * len(pictures)), replace=False)
+        reasons = {}
+        for place, row in enumerate(chosen.tolist()):
+            reason, content = [
+                ("truncated", pictures[row][: len(pictures[row]) * 2 // 3]),
+                ("not a picture", b"<html>" + pictures[row]),
+                ("no picture", b""),
+            ][place % 3]
+            pictures[row], reasons[row] = content, reason
+        column = pa.array([{"bytes": content, "path": None} for content in pictures])
+        table = table.set_column(table.column_names.index("image"), "image", column)
+        copy = tmp_path / f"grocery-{share}" / "data"
+        copy.mkdir(parents=True)
+        parquet.write_table(table, copy / "train-00000-of-00001.parquet")
+        shutil.copy(folder / "validation-00000-of-00001.parquet", copy)
+        return copy.parent, reasons
+
+    return damaged
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_photos_of_which_one_in_two_hundred_is_damaged(workdir, command, grocery, capsys, workers):
+    data, reasons = grocery(0.005)
+    assert len(reasons) == 13
+    assert fit_photos(command, data, f"--data.num_workers={workers}") == 0
+    found = {line["row"]: line["reason"] for line in named() if line["source"] == "train"}
+    assert found == reasons
+    # 66 batches of 40: every one of the 2640 once.
+    assert replaced()[-1] == len(reasons)
+    assert "of 2,640 samples were replaced" in capsys.readouterr().out
+
+
+def test_photos_of_which_one_in_twenty_is_damaged(workdir, command, grocery, capsys):
+    data, reasons = grocery(0.05)
+    assert len(reasons) == 132
+    assert fit_photos(command, data) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "data.max_broken_ratio, 0.01, allows" in error
+    told = error.split("(")[1].split(")")[0].split(", ")
+    counts = {words.rpartition(" ")[0]: int(words.rpartition(" ")[2]) for words in told}
+    # Rows are named too that were to stand in for others.
+    assert Counter(counts) <= Counter(line["reason"] for line in named())
+    assert sum(counts.values()) == int(error.removeprefix("clipkit: data: ").split()[0])
+    assert {line["row"] for line in named()} <= set(reasons)
+
+
+def fit_photos(command, data, *words):
+    return command(
+        "fit", "-c", "base", "-c", "tiny.yaml", "--data.dataset", data, "--run_name=run",
+        "--data.batch_size=40", *words,
+    )  # fmt: skip

@@ -23,6 +23,7 @@ from clipkit.data.layouts.manifests import listed_parts
 from clipkit.data.layouts.parquet_column import BinaryColumn
 from clipkit.data.layouts.parquet_pages import DamagedPageError
 from clipkit.data.layouts.request import FileError, PictureFolder, Request
+from clipkit.data.picture_files import ImageDecodeError
 from clipkit.data.progress import progress
 from clipkit.data.rows import Source, file_size, file_stamp
 
@@ -127,7 +128,7 @@ class TableSource(Source):
     def _beside(self, position: int) -> str:
         path = self._path(position)
         if not path:
-            raise OSError(f"row {position + 1:,} holds no picture")
+            raise ImageDecodeError(f"row {position + 1:,} holds no picture", "no picture")
         return self._folder.file(path)
 
     def _size_beside(self, position: int) -> int:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from clipkit.data.broken import CANNOT_BE_READ, WRONG_TYPE
+from clipkit.data.broken import WRONG_TYPE, BrokenRowError, finding_broken
 from clipkit.data.identity import image_id
 from clipkit.data.rows import Picture
 from clipkit.data.streaming.dealing import ALL, Already, Read, Share
@@ -195,9 +195,10 @@ def made_of(chunk: Chunk, place: int, shard: Shard, number: int) -> StreamedRow:
         return _faulty(number, name, chunk.fault.reason, chunk.fault)
     try:
         name = rows.key(place) or name
-        return StreamedRow(0, number, rows.image(place), rows.captions(place), name)
-    except OSError as error:
-        return _faulty(number, name, CANNOT_BE_READ, error)
+        with finding_broken():
+            return StreamedRow(0, number, rows.image(place), rows.captions(place), name)
+    except BrokenRowError as error:
+        return _faulty(number, name, error.reason, error)
     except (ValueError, TypeError) as error:
         return _faulty(number, name, WRONG_TYPE, error)
 

@@ -24,6 +24,7 @@ from clipkit.data.layouts.shards import TarSource
 from clipkit.data.layouts.tables import class_names, open_arrow
 from clipkit.data.layouts.tar_index import Samples
 from clipkit.data.layouts.tar_members import members
+from clipkit.data.picture_files import ImageDecodeError
 from clipkit.data.rows import Picture, Rows, Source, StoredRows, file_size
 
 AT_A_TIME = 64
@@ -120,7 +121,7 @@ class TableChunk(Source):
             return bytes(content)
         path = self.path(position)
         if not path:
-            raise OSError("the row holds no picture")
+            raise ImageDecodeError("the row holds no picture", "no picture")
         return _download(path) if self._folder is None else self._folder.file(path)
 
     def path(self, position: int) -> str | None:

@@ -24,7 +24,7 @@ def write_with(folder, bad, size=64):
                 picture = picture[: len(picture) // 2] + f"{row}".encode()
             case "not a picture":
                 picture = b"<html>"
-            case "cannot be read":
+            case "no picture":
                 picture = None
             case "no caption":
                 text = "  "
@@ -37,7 +37,7 @@ def write_with(folder, bad, size=64):
     return folder
 
 
-BAD = {5: "truncated", 17: "not a picture", 18: "no caption", 40: "cannot be read"}
+BAD = {5: "truncated", 17: "not a picture", 18: "no caption", 40: "no picture"}
 
 
 @pytest.mark.parametrize("workers", [0, 2])
