@@ -14,10 +14,10 @@ from lightning.pytorch.callbacks import Checkpoint
 
 from clipkit.errors import UserError
 from clipkit.resume import epochs_done
-from clipkit.saving import NotSavedError
+from clipkit.saving import BEFORE_LAST, LAST, NotSavedError, damage
 from clipkit.tracking import folder_of_run
 
-LAST, BEFORE_LAST = "last.ckpt", "before_last.ckpt"
+_NEXT = "next.ckpt"
 _ASKED_EVERY = 10  # steps: all ranks have to agree on the time, which makes them wait
 
 log = logging.getLogger(__name__)
@@ -57,19 +57,20 @@ class LastCheckpoint(Checkpoint):
         self._folder: Path | None = None
         self._saved_step = 0
         self._saved_at = time.monotonic()
-        self._exists = False
+        self._whole: Path | None = None
 
     @property
     def path(self) -> Path | None:
-        """The last checkpoint, where there is one."""
-        return self._folder / LAST if self._folder is not None and self._exists else None
+        """The newest checkpoint that is whole, where there is one."""
+        return self._whole
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         folder = folder_of_run(trainer) or Path(trainer.default_root_dir)
         self._folder = folder / "checkpoints"
         self._saved_step = trainer.global_step
         self._saved_at = time.monotonic()
-        self._exists = (self._folder / LAST).is_file()
+        there = (self._folder / name for name in (LAST, BEFORE_LAST))
+        self._whole = next((path for path in there if damage(path) is None), None)
 
     # The start of a batch is the first moment at which all that the one before it brought about
     # (metrics, validation, the end of an epoch) is done and written.
@@ -90,24 +91,26 @@ class LastCheckpoint(Checkpoint):
             NotSavedError: it cannot be written; the ones that are there stay.
         """
         assert self._folder is not None
+        written = self._folder / _NEXT
+        trainer.save_checkpoint(written)
         last = self._folder / LAST
         if trainer.is_global_zero:
-            _keep_as_before_last(last)
-        trainer.save_checkpoint(last)
+            if self._whole == last:
+                _keep(last, last.with_name(BEFORE_LAST))
+            os.replace(written, last)
         self._saved_step, self._saved_at = trainer.global_step, time.monotonic()
-        self._exists = True
+        self._whole = last
 
     def _save(self, trainer: L.Trainer) -> None:
         try:
             self.save(trainer)
         except NotSavedError as error:
-            if not self._exists:
+            if self._whole is None:
                 raise
             log.warning(
-                "warning: %s; training goes on, and the checkpoint of step %d is kept",
-                error.sentence,
-                self._saved_step,
-            )
+                "warning: %s; training goes on, and %s of step %d is kept",
+                error.sentence, self._whole.name, self._saved_step,
+            )  # fmt: skip
             self._saved_at = time.monotonic()
 
     def _is_due(self, trainer: L.Trainer, batch_idx: int) -> bool:
@@ -125,14 +128,13 @@ class LastCheckpoint(Checkpoint):
         return bool(trainer.strategy.broadcast(passed)) if trainer.world_size > 1 else passed
 
 
-def _keep_as_before_last(last: Path) -> None:
-    """Give the file a second name, so that its own can be given to a newer one."""
-    if not last.is_file():
-        return
-    before = last.with_name(BEFORE_LAST)
+def _keep(checkpoint: Path, as_file: Path) -> None:
+    """Give a file a second name, which another file had."""
+    beside = as_file.with_name(f".{as_file.name}.part")
     with suppress(OSError):
-        before.unlink(missing_ok=True)
+        beside.unlink(missing_ok=True)
         try:
-            os.link(last, before)
+            os.link(checkpoint, beside)
         except OSError:  # a file system without second names
-            os.replace(last, before)
+            beside = checkpoint
+        os.replace(beside, as_file)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from clipkit.errors import UserError, named
-from clipkit.saving import damage
+from clipkit.saving import BEFORE_LAST, LAST, damage
 from clipkit.tracking.folder_runs import is_run_folder
 from clipkit.tracking.run_record import read_status
 
@@ -78,4 +78,8 @@ def _last_written(run: Path) -> float:
 def _checkpoints(run: Path) -> list[Path]:
     """Return the checkpoints of a run, the newest first."""
     files = [path for path in run.glob(f"{CHECKPOINTS}/*.ckpt") if not path.name.startswith(".")]
-    return sorted(files, key=lambda path: path.stat().st_mtime_ns, reverse=True)
+    written = {path: path.stat().st_mtime_ns for path in files}
+    last, before = (run / CHECKPOINTS / name for name in (LAST, BEFORE_LAST))
+    if last in written and before in written:  # whatever a clock that was set back says
+        written[before] = min(written[before], written[last] - 1)
+    return sorted(files, key=written.__getitem__, reverse=True)

@@ -42,6 +42,27 @@ def test_every_kind_of_damage_is_seen(tmp_path):
             WholeFiles().load_checkpoint(path, weights_only=True)
 
 
+def test_damage_of_the_directory_is_seen_or_harmless(tmp_path):
+    """Each bit of a record's entry; torch and Python go by different ones."""
+    path = tmp_path / "last.ckpt"
+    WholeFiles().save_checkpoint(CHECKPOINT, path)
+    content = path.read_bytes()
+    entry = content.index(b"PK\x01\x02", content.index(b"PK\x01\x02") + 4)
+    end = content.index(b"PK\x01\x02", entry + 4)
+    noticed = 0
+    for place in range(entry, end):
+        for bit in range(8):
+            flipped = bytearray(content)
+            flipped[place] ^= 1 << bit
+            path.write_bytes(flipped)
+            if damage(path) is not None:
+                noticed += 1
+                continue
+            loaded = torch.load(path, weights_only=True)
+            assert torch.equal(loaded["state_dict"]["weight"], CHECKPOINT["state_dict"]["weight"])
+    assert noticed > 4 * (end - entry)
+
+
 def test_the_old_file_stays_where_the_new_one_cannot_be_written(tmp_path, monkeypatch):
     path = tmp_path / "last.ckpt"
     WholeFiles().save_checkpoint(CHECKPOINT, path)
@@ -57,6 +78,13 @@ def test_the_old_file_stays_where_the_new_one_cannot_be_written(tmp_path, monkey
     assert os.listdir(tmp_path) == ["last.ckpt"]
 
 
+def damaged(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 255
+    path.write_bytes(content)
+    return path
+
+
 @pytest.fixture
 def stopped(recipe, command, workdir):
     """A run as if killed at its end; the checkpoint before is of two epochs of three."""
@@ -68,10 +96,7 @@ def stopped(recipe, command, workdir):
 
 def test_a_damaged_last_one_falls_back(stopped, recipe, command, capsys, monkeypatch):
     whole = shutil.copytree(stopped, stopped.with_name("whole"))
-    last = stopped / "checkpoints" / "last.ckpt"
-    content = bytearray(last.read_bytes())
-    content[len(content) // 2] ^= 255
-    last.write_bytes(content)
+    last = damaged(stopped / "checkpoints" / "last.ckpt")
     capsys.readouterr()
     assert command(*recipe, "--run_name=run", "--ckpt_path=last") == 0
     output = capsys.readouterr().out
@@ -81,6 +106,37 @@ def test_a_damaged_last_one_falls_back(stopped, recipe, command, capsys, monkeyp
     assert damage(last) is None
     assert sorted(path.name for path in stopped.parent.iterdir()) == ["run", "whole"]
     Run(stopped).assert_same(Run(whole))
+
+
+def test_what_is_whole_is_not_given_up_for_what_is_damaged(
+    stopped, recipe, command, capsys, monkeypatch
+):
+    """A run that went on from the one before has nothing else until it has saved."""
+    last = damaged(stopped / "checkpoints" / "last.ckpt")
+    before = last.with_name("before_last.ckpt")
+    content = before.read_bytes()
+
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("clipkit.saving.os.fsync", full)
+        words = ["--ckpt_path=last", "--trainer.max_epochs=4"]
+        assert command(*recipe, "--run_name=run", *words) == 2
+        output = capsys.readouterr()
+        assert "before_last.ckpt of step 10 is kept" in output.out + output.err
+        assert before.read_bytes() == content
+    assert command(*recipe, "--run_name=run", "--ckpt_path=last") == 0
+    assert damage(last) is None
+    assert before.read_bytes() == content
+
+
+def test_the_last_one_goes_before_the_one_before_it_whatever_the_clock_says(
+    stopped, recipe, command, capsys
+):
+    os.utime(stopped / "checkpoints" / "last.ckpt", (0, 0))
+    command(*recipe, "--run_name=run", "--ckpt_path=last", "--trainer.max_epochs=4")
+    assert "going on from last.ckpt" in capsys.readouterr().out
 
 
 def test_a_checkpoint_of_others_is_gone_on_with_by_its_counters(stopped, recipe, command, capsys):
