@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import defaultdict
 from pathlib import Path
 
@@ -9,9 +10,13 @@ import yaml
 
 from clipkit import safe_yaml
 from clipkit.errors import UserError
-from clipkit.tracking.journal_file import JOURNAL_FILE, parse
+from clipkit.tracking.journal_file import JOURNAL_FILE, lines_after
 from clipkit.tracking.run_record import read_status
 from clipkit.tracking.runs import Point, Run, Which, as_params
+
+CONFIG_FILE = "config.yaml"
+
+log = logging.getLogger(__name__)
 
 
 class FolderRun(Run):
@@ -21,7 +26,7 @@ class FolderRun(Run):
         self.folder = folder.resolve()
         self.name = self.folder.name
         self.where = str(folder)
-        self.params = read_params(self.folder / "config.yaml")
+        self.params = read_params(self.folder / CONFIG_FILE)
         self.experiment = self.params.get("experiment") or self.folder.parent.name
         self.environment = {}
         self._said = read_status(self.folder)
@@ -48,7 +53,7 @@ class FolderRun(Run):
 def is_run_folder(path: Path) -> bool:
     """Return whether a folder holds a run."""
     return (path / JOURNAL_FILE).is_file() or (
-        (path / "config.yaml").is_file() and (path / "checkpoints").is_dir()
+        (path / CONFIG_FILE).is_file() and (path / "checkpoints").is_dir()
     )
 
 
@@ -80,14 +85,11 @@ def _read_journal(path: Path) -> tuple[float, dict[str, list[Point]]]:
     began: float | None = None
     if not path.is_file():
         return 0.0, points
-    lines = path.read_bytes().splitlines()
-    for index, text in enumerate(lines):
-        try:
-            line = parse(text)
-        except ValueError as error:
-            if index == len(lines) - 1:
-                break  # a run that was killed while it wrote
-            raise UserError(f"{path}, line {index + 1}: not a line of metrics") from error
+    lines = list(lines_after(path))
+    damaged = path.read_bytes().count(b"\n") - len(lines)
+    if damaged:
+        log.warning("warning: %s: %d damaged lines are left out", path, damaged)
+    for line in lines:
         began = line.time if began is None else began
         for name, value in line.values.items():
             points[name].append(Point(line.step, line.time - began, value))

@@ -38,7 +38,7 @@ def parse(text: bytes, end: int = 0) -> Line:
         moment, step = float(line.pop("time")), int(line.pop("step"))
         epoch = line.pop("epoch", None)
         return Line(moment, step, epoch, {name: float(v) for name, v in line.items()}, end)
-    except (KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
         raise ValueError("not a line of metrics") from error
 
 
@@ -81,6 +81,11 @@ class JournalFile:
         self._waiting: deque[bytes] = deque()
         self._lost = 0
         self._is_stuck = False
+
+    @property
+    def known_step(self) -> int | None:
+        """The last step of an earlier process, None where there was none."""
+        return max(self._known.values(), default=None)
 
     def append(self, metrics: Mapping[str, float], step: int | None) -> None:
         """Write what was logged at once; the same again, by the next logger, is no news."""
@@ -143,6 +148,8 @@ class JournalFile:
         try:
             if self._file is None and self._waiting:
                 self._file = self._locked()
+                if _is_within_a_line(self._file.descriptor):  # the disk was full at the end
+                    self._waiting.appendleft(b"\n")
             while self._waiting and self._file is not None:
                 line = self._waiting[0]
                 written = os.write(self._file.descriptor, line)
@@ -165,23 +172,21 @@ class JournalFile:
 
 
 def _mend(path: Path) -> dict[str, int]:
-    """Cut off what is no whole line, and return the last step of each metric."""
+    """Cut off what follows the last whole line, and return the last step of each metric."""
     last: dict[str, int] = {}
     whole = 0
-    with path.open("rb") as file:
-        for text in file:
-            try:
-                line = parse(text, whole + len(text))
-            except ValueError:
-                break
-            if not text.endswith(b"\n"):
-                break
-            whole = line.end
-            for name in line.values:
-                last[name] = max(line.step, last.get(name, -1))
+    for line in lines_after(path):
+        whole = line.end
+        for name in line.values:
+            last[name] = max(line.step, last.get(name, -1))
     if whole < path.stat().st_size:
         os.truncate(path, whole)
     return last
+
+
+def _is_within_a_line(descriptor: int) -> bool:
+    size = os.fstat(descriptor).st_size
+    return size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
 
 
 def _strict(value: float) -> float | str:

@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from clipkit.errors import UserError
-from clipkit.tracking.folder_runs import read_params
+from clipkit.errors import UserError, named
+from clipkit.tracking.folder_runs import CONFIG_FILE, read_params
 from clipkit.tracking.journal_file import JournalFile
 from clipkit.tracking.run_record import STATUS_FILE, RunRecord, read_record, write_json
 from clipkit.tracking.runs import NAMING, begins_with
 from clipkit.tracking.tracking_uri import absolute, holds_password
 
-CONFIG_FILE = "config.yaml"
 # Of tags that a run has for what it goes on with, where that is not what it began with.
 RESUMED = "clipkit.resumed."
 _SURROUNDINGS = (
@@ -134,6 +133,7 @@ def go_on(path: Path, config_yaml: str) -> Recording:
         )
         recording = Recording(path, record, journal)
         recording.is_going_on()
+        _say_what_changed(changed, journal)
     except OSError as error:
         raise UserError(f"the run folder {path} cannot be written ({error.strerror})") from error
     return recording
@@ -168,6 +168,15 @@ def _changed(folder: Path, newest: Path, tags: dict[str, str]) -> dict[str, str]
         if (before.get(key) != now.get(key) and not begins_with(key, NAMING))
         or f"{RESUMED}{key}" in tags
     }
+
+
+def _say_what_changed(changed: dict[str, str], journal: JournalFile) -> None:
+    if changed:
+        names = named([key.removeprefix(RESUMED) for key in changed], 5)
+        log.info(
+            "run: other than at its beginning: %s; the metrics up to step %s stay as they are",
+            names, journal.known_step,
+        )  # fmt: skip
 
 
 def _beside(before: dict[str, str], tags: dict[str, str]) -> dict[str, str]:

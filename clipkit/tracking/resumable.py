@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
 from clipkit.errors import UserError, named
 from clipkit.saving import BEFORE_LAST, LAST, damage
-from clipkit.tracking.folder_runs import is_run_folder
+from clipkit.tracking.folder_runs import CONFIG_FILE, is_run_folder, read_params
 from clipkit.tracking.run_record import read_status
 
 CHECKPOINTS = "checkpoints"
@@ -32,9 +33,9 @@ def last_of(experiment: str, run_name: str, *, root: Path = Path("runs")) -> Res
         UserError: no such run has a checkpoint that is whole.
     """
     folder = root / experiment
-    wanted = re.compile(re.escape(run_name) + r"(-\d+)?")
     runs = _runs_of(folder)
-    for run in sorted((r for r in runs if wanted.fullmatch(r.name)), key=_last_written)[::-1]:
+    wanted = [run for run in runs if _was_named(run, run_name)]
+    for run in sorted(wanted, key=_last_written, reverse=True):
         found = _newest_whole(run)
         if found is not None:
             return found
@@ -65,6 +66,15 @@ def _newest_whole(run: Path) -> Resumable | None:
             return Resumable(checkpoint, run, damaged)
         damaged.append(f"{checkpoint} is damaged ({found})")
     return None
+
+
+def _was_named(run: Path, name: str) -> bool:
+    """Whether a run was to have this name; vit-2 may be the second vit, or the first vit-2."""
+    if not re.fullmatch(re.escape(name) + r"(-\d+)?", run.name):
+        return False
+    with suppress(UserError):
+        return read_params(run / CONFIG_FILE).get("run_name", name) == name
+    return True
 
 
 def _runs_of(folder: Path) -> Sequence[Path]:

@@ -139,6 +139,31 @@ def test_the_last_one_goes_before_the_one_before_it_whatever_the_clock_says(
     assert "going on from last.ckpt" in capsys.readouterr().out
 
 
+def test_a_run_of_a_longer_name_is_another_one(stopped, recipe, command, capsys):
+    """run-2 is the second run of that name, run-32 one that was called so."""
+    longer = shutil.copytree(stopped, stopped.with_name("run-32"))
+    configuration = (longer / "config.yaml").read_text()
+    assert "run_name: run\n" in configuration
+    (longer / "config.yaml").write_text(configuration.replace("run_name: run", "run_name: run-32"))
+    words = ["--run_name=run", "--ckpt_path=last", "--trainer.max_epochs=4"]
+    assert command(*recipe, *words) == 0
+    assert "run: runs/again/run," in capsys.readouterr().out
+    shutil.rmtree(stopped)
+    second = shutil.copytree(longer, stopped.with_name("run-2"))
+    (second / "config.yaml").write_text(configuration)
+    assert command(*recipe, *words) == 0
+    assert "run: runs/again/run-2," in capsys.readouterr().out
+
+
+@pytest.mark.filterwarnings("ignore:the checkpoint was written with another configuration")
+def test_what_is_changed_is_said(stopped, recipe, command, capsys):
+    words = ["--run_name=run", "--ckpt_path=last", "--trainer.max_epochs=4"]
+    assert command(*recipe, *words, "--model.temperature.init=1") == 0
+    output = capsys.readouterr().out
+    assert "run: other than at its beginning: model.temperature.init" in output, output
+    assert "the metrics up to step 14 stay as they are" in output
+
+
 def test_a_checkpoint_of_others_is_gone_on_with_by_its_counters(stopped, recipe, command, capsys):
     """It has no configuration of clipkit's, which the command line gives."""
     path = stopped.parent.parent / "foreign.ckpt"

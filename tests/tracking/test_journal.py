@@ -96,6 +96,33 @@ def test_what_a_machine_that_died_left_is_cut_off(tmp_path, end):
     assert file.read_bytes() == whole
 
 
+def test_a_damaged_line_costs_no_other(tmp_path):
+    first = JournalFile(tmp_path)
+    for step in range(6):
+        first.append({"a": float(step)}, step)
+    first.close()
+    file = tmp_path / "metrics.jsonl"
+    content = file.read_bytes().split(b"\n")
+    for place, text in ((1, b'{"step": 1e400, "time": 1, "a": 0}'), (3, b"\xff" + content[3])):
+        content[place] = text
+    file.write_bytes(b"\n".join(content))
+    second = JournalFile(tmp_path, continued=True)
+    second.append({"a": 5.0}, 5)
+    second.append({"a": 6.0}, 6)
+    assert [line.step for line in lines_after(file)] == [0, 2, 4, 5, 6]
+
+
+def test_a_line_that_was_cut_off_by_a_full_disk_stays_alone(tmp_path):
+    journal = JournalFile(tmp_path)
+    journal.append({"a": 1.0}, 1)
+    journal.close()
+    with journal.path.open("ab") as file:
+        file.write(b'{"time": 1')
+    journal.append({"a": 2.0}, 2)
+    journal.append({"a": 3.0}, 3)
+    assert [line.step for line in lines_after(journal.path)] == [1, 2, 3]
+
+
 # --- One process alone ---------------------------------------------------------------------------
 
 HOLDING = """
