@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import signal
 import sys
 import tempfile
 import traceback
@@ -26,6 +27,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.strategies import DDPStrategy, StrategyRegistry
 from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 # Short names in YAML resolve for classes that are imported, hence these.
 from clipkit import checkpoint as checkpoints
@@ -272,7 +274,6 @@ class ClipkitCLI(LightningCLI):
             ),
             Quarantine(),
             SourceCounts(),
-            Interruption(),
             WatchingRanks(trainer.strategy),
         ]
         # After the evaluations, which refuse what they cannot measure before a folder is made;
@@ -280,6 +281,9 @@ class ClipkitCLI(LightningCLI):
         callbacks = callbacks_of(trainer)
         at = len(callbacks) - len(trainer.checkpoint_callbacks)
         callbacks[at:at] = added
+        callbacks.insert(
+            0, Interruption()
+        )  # before the evaluations that come before the first step
         callbacks.append(Console(plain=not interactive))
         trainer.loggers = [*trainer.loggers, Journal()]
         return trainer
@@ -318,6 +322,8 @@ def run(
         return int(stopped.code or 0) if rank_zero_only.rank == 0 else 0  # type: ignore[attr-defined]
     except SystemExit as stop:
         # Lightning ends an interrupted fit with exit(1).
+        if isinstance(stop, SIGTERMException):  # where nothing is trained
+            return 128 + signal.SIGTERM
         return 130 if stop.code == 1 else int(stop.code or 0)
     except MisconfigurationException as error:
         raise UserError(one_line(str(error))) from error

@@ -28,7 +28,7 @@ _SILENT = 40.0  # seconds without a sign of life after which a rank counts as de
 _HEARD = 15.0  # seconds that a rank which failed waits for rank zero to have read why
 _OWN_END = 10.0  # seconds for the training thread to come to its end by itself
 _SECONDS_TO_JOIN = 5.0
-_ERROR, _READ, _ALIVE = "clipkit/error", "clipkit/read", "clipkit/alive"
+_ERROR, _READ, _ALIVE, _DONE = (f"clipkit/{key}" for key in ("error", "read", "alive", "done"))
 _LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Socket closed",
          "connectFullMesh", "Timed out waiting", "NCCL")  # fmt: skip
 
@@ -84,6 +84,22 @@ class RankWatch:
         if self._thread is not threading.current_thread():
             self._thread.join(_SECONDS_TO_JOIN)
 
+    def part(self) -> None:
+        """End the watch where this rank has come to its end; the first one waits for the others.
+
+        Raises:
+            RankError: one of them has failed before it came to its end.
+        """
+        self._board.set(f"{_DONE}/{self.rank}", "1")
+        while self.rank == 0 and not self._all_done():
+            if self._failure is not None:
+                raise RankError(self._failure, silent=self._said)
+            time.sleep(0.05)
+        self.stop()
+
+    def _all_done(self) -> bool:
+        return all(self._board.check([f"{_DONE}/{rank}"]) for rank in range(1, self.world_size))
+
     def tell(self, error: BaseException) -> None:
         """Tell the others why this rank has failed, and end with what failed first anywhere.
 
@@ -104,9 +120,11 @@ class RankWatch:
         self._over.set()
         if self.rank == 0 == self._failure.rank:
             return
-        if self.rank == self._failure.rank:
-            self._wait_until_read()
-        raise RankError(self._failure, silent=self.rank > 0 or self._said) from error
+        # Where the first rank is gone, the one that failed says it.
+        unread = self.rank == self._failure.rank and not self._is_read()
+        raise RankError(
+            self._failure, silent=self._said or (self.rank > 0 and not unread)
+        ) from error
 
     def _publish(self, failure: Failure) -> Failure:
         try:
@@ -115,16 +133,18 @@ class RankWatch:
         except (RuntimeError, ValueError):  # rank zero, which keeps the board, is gone
             return failure
 
-    def _wait_until_read(self) -> None:
+    def _is_read(self) -> bool:
+        """Whether the first rank has read why this one fails; it is waited for."""
         # A process that ends at once would have the first rank killed before it has read why.
         deadline = time.monotonic() + _HEARD
         while time.monotonic() < deadline:
             try:
                 if self._board.check([_READ]):
-                    return
+                    return True
             except RuntimeError:
-                return
+                return False
             time.sleep(0.1)
+        return False
 
     def _look(self) -> None:
         beat = 0
@@ -144,19 +164,26 @@ class RankWatch:
 
     def _dead(self) -> Failure | None:
         """Return what is known of a rank that has ended without a word."""
-        for number, process in enumerate(self._processes, start=1):
-            code = process.poll()
-            if code is not None and code < 0:
-                name = signal.Signals(-code).name
-                return self._ended(number, f"the process was ended by {name}{_hint(-code)}")
-        now = time.monotonic()
         for rank in range(1, self.world_size):
-            key = f"{_ALIVE}/{rank}"
-            beat = int(self._board.get(key)) if self._board.check([key]) else 0
-            before, at = self._seen.get(rank, (-1, now))
-            self._seen[rank] = (beat, at if beat == before else now)
-            if beat == before and now - at > _SILENT:
-                return self._ended(rank, f"no sign of life for {_SILENT:.0f} seconds")
+            if not self._board.check([f"{_DONE}/{rank}"]):
+                text = self._exited(rank) or self._silent(rank)
+                if text is not None:
+                    return self._ended(rank, text)
+        return None
+
+    def _exited(self, rank: int) -> str | None:
+        if rank > len(self._processes):
+            return None  # somebody else has started it
+        code = self._processes[rank - 1].poll()
+        return None if code is None else f"the process was ended by {_cause(code)}"
+
+    def _silent(self, rank: int) -> str | None:
+        now, key = time.monotonic(), f"{_ALIVE}/{rank}"
+        beat = int(self._board.get(key)) if self._board.check([key]) else 0
+        before, at = self._seen.get(rank, (-1, now))
+        self._seen[rank] = (beat, at if beat == before else now)
+        if beat == before and now - at > _SILENT:
+            return f"no sign of life for {_SILENT:.0f} seconds"
         return None
 
     def _ended(self, rank: int, text: str) -> Failure:
@@ -189,8 +216,11 @@ def _traceback(error: BaseException) -> str:
     return "".join(traceback.format_exception(error)).rstrip()
 
 
-def _hint(signum: int) -> str:
-    return ", which is what Linux does when memory runs out" if signum == signal.SIGKILL else ""
+def _cause(code: int) -> str:
+    if code >= 0:
+        return f"itself, with exit code {code}"
+    memory = ", which is what Linux does when memory runs out" if -code == signal.SIGKILL else ""
+    return f"{signal.Signals(-code).name}{memory}"
 
 
 def _stop_lightnings_observer() -> None:

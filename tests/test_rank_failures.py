@@ -32,6 +32,8 @@ class FailOn(Callback):
             raise UserError("the shelf of rank %d is empty" % self.rank)
         if self.how == "bug":
             raise KeyError("a bug")
+        if self.how == "exit":
+            os._exit(3)
         os.kill(os.getpid(), signal.SIGKILL)
 """
 
@@ -41,11 +43,28 @@ def running(group):
     return bool(found.stdout)
 
 
+def start(workdir, pictures, rank, how, *words):
+    (workdir / "my_code.py").write_text(CODE)
+    return subprocess.Popen(
+        [
+            *(sys.executable, "-m", "clipkit.cli", "fit", "-c", "base", "-c", "tiny.yaml"),
+            *(f"--data.dataset={pictures}", "--run_name=run"),
+            *("--trainer.devices=2", "--trainer.strategy=ddp"),
+            *("--trainer.callbacks+=my_code.FailOn", f"--trainer.callbacks.rank={rank}"),
+            *(f"--trainer.callbacks.how={how}", *words),
+        ],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=workdir, env=ENVIRONMENT,
+        start_new_session=True,
+    )  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("rank", "how", "code", "said"),
     [
         (1, "sentence", 2, "clipkit: on rank 1 of 2: the shelf of rank 1 is empty"),
         (1, "killed", 1, "clipkit: on rank 1 of 2: the process was ended by SIGKILL"),
+        pytest.param(1, "exit", 1, "rank 1 of 2: the process was ended by itself, with exit code 3",
+                     marks=pytest.mark.slow),
         pytest.param(1, "bug", 1, "KeyError: 'a bug'", marks=pytest.mark.slow),
         pytest.param(0, "sentence", 2, "clipkit: the shelf of rank 0 is empty",
                      marks=pytest.mark.slow),
@@ -53,18 +72,7 @@ def running(group):
     ],
 )  # fmt: skip
 def test_one_error_ends_all(workdir, pictures, rank, how, code, said):
-    (workdir / "my_code.py").write_text(CODE)
-    process = subprocess.Popen(
-        [
-            *(sys.executable, "-m", "clipkit.cli", "fit", "-c", "base", "-c", "tiny.yaml"),
-            *(f"--data.dataset={pictures}", "--run_name=run", "--trainer.max_epochs=1000"),
-            *("--trainer.devices=2", "--trainer.strategy=ddp"),
-            *("--trainer.callbacks+=my_code.FailOn", f"--trainer.callbacks.rank={rank}"),
-            f"--trainer.callbacks.how={how}",
-        ],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=workdir, env=ENVIRONMENT,
-        start_new_session=True,
-    )  # fmt: skip
+    process = start(workdir, pictures, rank, how, "--trainer.max_epochs=1000")
     journal = workdir / "runs/tiny/run/metrics.jsonl"
     while process.poll() is None and not (journal.exists() and journal.read_text()):
         time.sleep(0.1)
@@ -84,3 +92,15 @@ def test_one_error_ends_all(workdir, pictures, rank, how, code, said):
     while running(process.pid):
         assert time.monotonic() < deadline
         time.sleep(0.2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("how", "said"), [("sentence", "shelf of rank 1"), ("bug", "KeyError:")])
+def test_an_error_after_training_is_not_lost(workdir, pictures, how, said):
+    """The first rank, which has come to its end, waits for the others."""
+    process = start(
+        workdir, pictures, 1, how, "--trainer.callbacks.hook=on_fit_end", "--trainer.max_epochs=2"
+    )
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == (2 if how == "sentence" else 1), errors
+    assert errors.count(said) == 1, errors

@@ -43,7 +43,8 @@ class Interruption(Callback):
         self._before: dict[int, Any] = {}
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._signum = None
+        # Lightning's handler stood until now.
+        self._signum = signal.SIGTERM if trainer.received_sigterm else None
         self._process = os.getpid()
         # Lightning asks the same of rank zero alone, and waits for the GPU in doing so.
         loop: Any = trainer.fit_loop.epoch_loop

@@ -9,6 +9,7 @@ import torch.distributed as dist
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.strategies import Strategy
 
+from clipkit.callbacks.interruption import Stopped
 from clipkit.rank_watch import RankWatch
 
 
@@ -36,12 +37,14 @@ class WatchingRanks(Callback):
     ) -> None:
         if self._watch is None:
             return
-        if isinstance(exception, SystemExit | KeyboardInterrupt):
-            self._watch.stop()  # asked for, by all of them
+        if isinstance(exception, Stopped):
+            self._watch.part()  # asked for, by all of them
+        elif isinstance(exception, SystemExit | KeyboardInterrupt):
+            self._watch.stop()  # the first rank sees that the process has ended
         else:
             self._watch.tell(exception)
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if self._watch is not None:
-            self._watch.stop()
-            self._watch = None
+            watch, self._watch = self._watch, None
+            watch.part()

@@ -1,5 +1,6 @@
 """Ctrl-C, SIGTERM and SLURM's signal: the run ends between two steps, is saved, and goes on."""
 
+import json
 import os
 import signal
 import time
@@ -44,6 +45,38 @@ def test_a_signal_loses_nothing(start, workdir, signum, words, to):
     assert steps_logged(folder) < 200
     finish(start("--run_name=stopped", *words, *long, "--ckpt_path=last"))
     Run(folder).assert_same(Run(workdir / "runs" / "again" / "whole"))
+
+
+SIGNAL = """\
+import os
+import signal
+
+from lightning.pytorch.callbacks import Callback
+
+
+class At(Callback):
+    def __init__(self, hook: str) -> None:
+        setattr(self, hook, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+"""
+
+
+@pytest.mark.parametrize(
+    "hook",
+    [
+        "on_sanity_check_start",
+        pytest.param("on_train_start", marks=pytest.mark.slow),
+        pytest.param("on_train_epoch_end", marks=pytest.mark.slow),
+    ],
+)
+def test_a_signal_around_the_steps_is_heeded_too(start, workdir, hook):
+    (workdir / "my_code.py").write_text(SIGNAL)
+    more = ["--trainer.num_sanity_val_steps=1", "--trainer.callbacks+=my_code.At"]
+    process = start("--run_name=run", *more, f"--trainer.callbacks.hook={hook}")
+    output, _ = process.communicate(timeout=100)
+    assert process.returncode == 128 + signal.SIGTERM, output
+    assert "Traceback" not in output
+    status = json.loads((workdir / "runs/again/run/status.json").read_text())
+    assert status["status"] == "interrupted"
 
 
 def test_slurm_puts_the_job_back(start, workdir):
