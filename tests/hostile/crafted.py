@@ -525,6 +525,20 @@ def suite_with_tags(place: Place) -> list[Words]:
     ]
 
 
+UNREADABLE = ("!!bool x", "!!int ''", "!!timestamp x", "2001-99-99", "0x" + "f" * 5000)
+"""Plain values by their tag, which they are not."""
+
+
+@case
+def suite_with_values_that_are_not_what_their_tag_says(place: Place) -> list[Words]:
+    task = "tasks:\n- task: zeroshot\n  set: {}\n  data: {{path: shapes, split: test, limit: {}}}\n"
+    return [
+        suite(place, task.format(*fields), f"{number}-{which}.yaml")
+        for number, value in enumerate(UNREADABLE)
+        for which, fields in enumerate(((value, "4"), ("a", value)))
+    ]
+
+
 @case
 def suite_of_billion_laughs(place: Place) -> list[Words]:
     task = "- {task: zeroshot, set: a, data: {path: shapes, split: test, class_names: *a39}}\n"
@@ -647,6 +661,15 @@ def claims_of_an_array(place: Place) -> list[Words]:
 def settings_with_tags(place: Place) -> list[Words]:
     (place.inside / "evil.yaml").write_text(f"model: {TAGS}\n")
     return [["fit", *RECIPE, "-c", "evil.yaml"]]
+
+
+@case
+def settings_that_are_not_what_their_tag_says(place: Place) -> list[Words]:
+    doors = []
+    for number, value in enumerate(UNREADABLE):
+        (place.inside / f"{number}.yaml").write_text(f"model: {{embed_dim: {value}}}\n")
+        doors.append(["fit", *RECIPE, "-c", f"{number}.yaml"])
+    return doors
 
 
 @case
@@ -811,6 +834,10 @@ def run_folders(place: Place) -> list[Words]:
     metrics = '{"time": 1.0, "step": 1, "../../outside/x": 2.0, "<script>alert(1)</script>": 1.0}\n'
     return [
         run_folder(place, "tags", config_yaml=f"model: {TAGS}\n"),
+        *(
+            run_folder(place, f"value{number}", config_yaml=f"model: {{embed_dim: {value}}}\n")
+            for number, value in enumerate(UNREADABLE)
+        ),
         run_folder(place, "laughs", config_yaml=f"{LAUGHS}model: *a39\n"),
         run_folder(place, "deep", config_yaml=f"model: {DEEP_JSON}\n"),
         run_folder(place, "recursive", config_yaml="model: &a [*a]\n"),
