@@ -27,7 +27,7 @@ from clipkit.saving import damage
 
 KEY = "clipkit"
 SCHEMA = 1
-_TIMES_ITS_WEIGHTS, _BESIDES = 4, 2**28
+_TIMES_ITS_WEIGHTS, _BESIDES, _TENSORS_BESIDES = 4, 2**28, 1000
 
 
 class Restored(NamedTuple):
@@ -129,14 +129,16 @@ def allocation_bound(restored: Restored, path: str | Path) -> AllocationBound:
 
     Raises:
         UserError: within it, before it happens, when a constructor takes many times the memory of
-            the weights.
+            the weights, or many times as many tensors.
     """
-    tensors = restored.state_dict.values() if isinstance(restored.state_dict, dict) else ()
-    held = sum(value.nbytes for value in tensors if isinstance(value, torch.Tensor))
+    values = restored.state_dict.values() if isinstance(restored.state_dict, dict) else ()
+    tensors = [value for value in values if isinstance(value, torch.Tensor)]
+    held = sum(tensor.nbytes for tensor in tensors)
     return AllocationBound(
         _TIMES_ITS_WEIGHTS * held + _BESIDES,
+        _TIMES_ITS_WEIGHTS * len(tensors) + _TENSORS_BESIDES,
         f"checkpoint {path}: refused, its configuration asks for a model of {{size}}, and its "
-        f"weights are {held / 1e9:,.3f} GB",
+        f"weights are {held / 1e9:,.3f} GB in {len(tensors):,} tensors",
     )
 
 

@@ -299,6 +299,15 @@ def model_of_terabytes(place: Place) -> list[Words]:
 
 
 @case
+def model_of_a_million_tensors(place: Place) -> list[Words]:
+    def change(kept: dict[str, Any]) -> None:
+        tower = kept["configuration"]["model"]["text_encoder"]["init_args"]
+        tower.update(width=1, heads=1, depth=10**6)
+
+    return doors_of_checkpoint(place.forge(record(change)))
+
+
+@case
 def tokenizer_that_lies_outside(place: Place) -> list[Words]:
     def change(kept: dict[str, Any]) -> None:
         path = str(place.outside / "tokenizer.json")
