@@ -31,6 +31,7 @@ from clipkit.heads import Head
 from clipkit.losses import ContrastiveLoss, Ids, InfoNCELoss, SigLIPLoss
 from clipkit.optim import OptimizerFactory, ScheduleFactory, fuse, parameter_groups
 from clipkit.pieces import Span, counting_norms, embed_pieces, number_of_pieces, spans_of
+from clipkit.ranges import check_whole
 from clipkit.resume import Position, epochs_done, seed_step, settle
 from clipkit.temperature import Temperature
 from clipkit.tokenizer import TextContract, Tokenizer
@@ -124,6 +125,7 @@ class CLIPModule(L.LightningModule):
         micro_batch: int | None = None,
         compile: bool = False,
     ) -> None:
+        check_whole("model.embed_dim", embed_dim)
         super().__init__()
         self.tokenizer = tokenizer
         self.image_encoder = image_encoder

@@ -14,6 +14,7 @@ import json
 import pickle
 import struct
 import tarfile
+import warnings
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -305,6 +306,84 @@ def model_of_a_million_tensors(place: Place) -> list[Words]:
         tower.update(width=1, heads=1, depth=10**6)
 
     return doors_of_checkpoint(place.forge(record(change)))
+
+
+def part(name: str, **arguments: Any) -> Callable[[dict[str, Any]], object]:
+    """A change of the arguments of one part of the model."""
+    return record(
+        lambda kept: (
+            kept["configuration"]["model"][name].setdefault("init_args", {}).update(arguments)
+        )
+    )
+
+
+@case
+def numbers_out_of_range(place: Place) -> list[Words]:
+    changes = [
+        model(embed_dim=-3),
+        part("text_encoder", width=0, heads=1),
+        part("text_encoder", width=2**70, heads=1),
+        part("text_encoder", width=10**5000, heads=1),
+        part("text_encoder", mlp_ratio=float("nan")),
+        part("image_encoder", feature_dim=-1),
+    ]
+    doors = [
+        door
+        for number, change in enumerate(changes)
+        for door in doors_of_checkpoint(place.forge(change, f"{number}.ckpt"))
+    ]
+    typed = ("embed_dim=-3", "text_encoder.width=0", "text_encoder.mlp_ratio=-1")
+    return [*doors, *(["fit", *RECIPE, f"--model.{option}"] for option in typed)]
+
+
+@case
+def carried_values_of_another_type(place: Place) -> list[Words]:
+    def carrying(**values: Any) -> Callable[[dict[str, Any]], object]:
+        return record(lambda kept: kept["carried"].update(values))
+
+    changes = [
+        carrying(tokenizer={"definition": 5}),
+        carrying(image_encoder={"image_size": "large"}),
+        carrying(image_encoder={"mean": ["x", 1, [2]]}),
+        carrying(image_encoder={"std": 10**5000}),
+        carrying(image_encoder={"interpolation": ["a"]}),
+        record(lambda kept: kept.update(schema=10**5000)),
+    ]
+    return [
+        door
+        for number, change in enumerate(changes)
+        for door in doors_of_checkpoint(place.forge(change, f"{number}.ckpt"))
+    ]
+
+
+def _quantised(weight: torch.Tensor) -> torch.Tensor:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch will give them up, and files with them will be left
+        return torch.quantize_per_tensor(weight, 0.1, 0, torch.qint8)
+
+
+@case
+def weights_of_another_kind(place: Place) -> list[Words]:
+    def first(make: Callable[[torch.Tensor], object]) -> Callable[[dict[str, Any]], object]:
+        def change(loaded: dict[str, Any]) -> None:
+            name = "text_encoder.token_embedding.weight"
+            loaded["state_dict"][name] = make(loaded["state_dict"][name])
+
+        return change
+
+    changes = [
+        lambda loaded: loaded["state_dict"].update({5: torch.zeros(1)}),
+        first(lambda weight: weight.to("meta")),
+        first(_quantised),
+        first(lambda weight: weight.to_sparse()),
+        first(lambda weight: weight.to(torch.complex64)),
+        first(lambda weight: weight.to(torch.uint8).view(torch.bits8)),
+    ]
+    return [
+        door
+        for number, change in enumerate(changes)
+        for door in every_door(place.forge(change, f"{number}.ckpt"))
+    ]
 
 
 @case
