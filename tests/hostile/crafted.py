@@ -937,6 +937,38 @@ def run_folders(place: Place) -> list[Words]:
     ]
 
 
+def run_to_send(place: Place, name: str, **record: Any) -> Path:
+    """A whole run folder, as `clipkit sync` takes it, with what its run.json says besides."""
+    run_folder(place, name)
+    folder = place.inside / "runs" / name
+    said = {"id": name, "experiment": "x", "run_name": name, "began": 1.0, "tags": {}, **record}
+    (folder / "run.json").write_text(json.dumps(said))
+    return folder
+
+
+@case
+def run_folders_to_send(place: Place) -> list[Words]:
+    here = ["--tracking_uri", "sqlite:///mlflow.db"]
+    address = run_to_send(place, "address", tracking_uri=f"sqlite:///{place.outside}/evil.db")
+    server = run_to_send(place, "server", tracking_uri="http://127.0.0.1:9/evil")
+    files = run_to_send(place, "files", artifact_location=str(place.outside / "evil"))
+    links = run_to_send(place, "links")
+    (links / "pictures").mkdir()
+    (links / "pictures" / "a.png").symlink_to(place.outside / "secret0.png")
+    (links / "outcomes").symlink_to(place.outside)
+    (links / "config-2.yaml").symlink_to(place.outside / "secret.txt")
+    doors = [["sync", str(folder)] for folder in (address, server, files, links)]
+    for name in ("config.yaml", "metrics.jsonl", ".shipping", ".shipped.json.unfinished"):
+        folder = run_to_send(place, f"through{name}")
+        (folder / name).unlink(missing_ok=True)
+        (folder / name).symlink_to(place.outside / "secret.json")
+        doors.append(["sync", str(folder), *here])
+    note = run_to_send(place, "note")
+    sent = {"store": f"sqlite:///{place.inside}/mlflow.db", "offset": "x"}
+    (note / "shipped.json").write_text(json.dumps(sent))
+    return [["sync", "runs"], *doors, ["sync", str(note), *here]]
+
+
 def result(**changes: Any) -> str:
     whole = {
         "schema": 1,
