@@ -1,4 +1,4 @@
-"""A bound on the memory that constructors take, where numbers of unknown origin decide on it."""
+"""A bound on what constructors make, where numbers of unknown origin decide on it."""
 
 from __future__ import annotations
 
@@ -12,18 +12,23 @@ from clipkit.errors import UserError
 
 
 class AllocationBound(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Refuses, before any memory is taken, to make tensors of more than so many bytes in all.
+    """Refuses, before any memory is taken, to make more bytes or more tensors than so many.
+
+    Tensors are counted since a million tiny layers take minutes and gigabytes of Python's objects.
 
     Args:
         most: bytes of all tensors that are made within together.
+        most_tensors: how many of them there may be.
         sentence: what is said instead; its `{size}` is how much was asked for.
     """
 
-    def __init__(self, most: int, sentence: str) -> None:
+    def __init__(self, most: int, most_tensors: int, sentence: str) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.most = most
+        self.most_tensors = most_tensors
         self.sentence = sentence
         self.asked = 0
+        self.tensors = 0
 
     def __torch_dispatch__(
         self,
@@ -38,6 +43,9 @@ class AllocationBound(TorchDispatchMode):  # type: ignore[no-untyped-call]
             for size in args[0]:
                 elements *= size
             self.asked += elements * (options.get("dtype") or torch.get_default_dtype()).itemsize
+            self.tensors += 1
             if self.asked > self.most:
                 raise UserError(self.sentence.format(size=f"{self.asked / 1e9:,.1f} GB"))
+            if self.tensors > self.most_tensors:
+                raise UserError(self.sentence.format(size=f"over {self.most_tensors:,} tensors"))
         return func(*args, **options)

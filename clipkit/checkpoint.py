@@ -10,24 +10,28 @@ anything is imported.
 
 from __future__ import annotations
 
+import textwrap
 import warnings
 import zipfile
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import nn
 
 import clipkit
 from clipkit import strangers
 from clipkit.allocations import AllocationBound
-from clipkit.errors import UserError
+from clipkit.errors import UserError, of_memory
+from clipkit.safe_yaml import MOST_BITS
 from clipkit.saving import damage
 
 KEY = "clipkit"
 SCHEMA = 1
-_TIMES_ITS_WEIGHTS, _BESIDES = 4, 2**28
+_TIMES_ITS_WEIGHTS, _BESIDES, _TENSORS_BESIDES = 4, 2**28, 1000
 
 
 class Restored(NamedTuple):
@@ -84,6 +88,7 @@ def read(path: str | Path) -> dict[str, Any]:
         raise _unreadable(path, str(error).partition("\n")[0]) from error
     if not isinstance(loaded, dict) or "state_dict" not in loaded:
         raise UserError(f"checkpoint {path}: not a Lightning checkpoint, it has no state_dict")
+    _refuse_what_is_no_weights(loaded["state_dict"], f"checkpoint {path}")
     _refuse_claims(path, loaded["state_dict"])
     return loaded
 
@@ -102,11 +107,11 @@ def restore(path: str | Path, *, trust: Sequence[str] = ()) -> Restored:
             f"checkpoint {path}: it carries no configuration, so it was not written by "
             "`clipkit fit` or clipkit.build; give the configuration with -c, or use --weights"
         )
+    strangers.refuse_unwieldy(kept, source=str(path))
     if kept.get("schema") != SCHEMA:
         raise UserError(
             f"checkpoint {path}: schema {kept.get('schema')!r}, this version reads {SCHEMA}"
         )
-    strangers.refuse_unwieldy(kept, source=str(path))
     configuration = strangers.usable(kept["configuration"], trust=trust, source=str(path))
     carried = strangers.carried(kept.get("carried", {}), source=str(path))
     strangers.refuse_outside(configuration, carried, source=str(path))
@@ -124,20 +129,44 @@ def trained(loaded: dict[str, Any]) -> tuple[int, int]:
     return epochs, _number(loaded, "global_step")
 
 
-def allocation_bound(restored: Restored, path: str | Path) -> AllocationBound:
-    """Return what to rebuild a model within: its configuration may name any size, its weights tell.
+@contextmanager
+def allocation_bound(restored: Restored, path: str | Path) -> Iterator[None]:
+    """Rebuild a model within: its configuration may name any size and number, its weights tell.
 
     Raises:
-        UserError: within it, before it happens, when a constructor takes many times the memory of
-            the weights.
+        UserError: before it happens, when a constructor takes many times the memory of the weights,
+            or many times as many tensors; and for whatever else the constructors raise.
     """
-    tensors = restored.state_dict.values() if isinstance(restored.state_dict, dict) else ()
-    held = sum(value.nbytes for value in tensors if isinstance(value, torch.Tensor))
-    return AllocationBound(
+    held = sum(tensor.nbytes for tensor in restored.state_dict.values())
+    number = len(restored.state_dict)
+    bound = AllocationBound(
         _TIMES_ITS_WEIGHTS * held + _BESIDES,
+        _TIMES_ITS_WEIGHTS * number + _TENSORS_BESIDES,
         f"checkpoint {path}: refused, its configuration asks for a model of {{size}}, and its "
-        f"weights are {held / 1e9:,.3f} GB",
+        f"weights are {held / 1e9:,.3f} GB in {number:,} tensors",
     )
+    try:
+        with bound:
+            yield
+    except (UserError, MisconfigurationException):
+        raise
+    except Exception as error:
+        said = textwrap.shorten(str(error), 200, placeholder=" ...")
+        raise (
+            _sentence_within(error)
+            or of_memory(error)
+            or UserError(
+                f"checkpoint {path}: it cannot be rebuilt as it is configured "
+                f"({type(error).__name__}: {said})"
+            )
+        ) from error
+
+
+def _sentence_within(error: BaseException | None) -> UserError | None:
+    """Return the sentence that the parser has wrapped in an error of its own, if there is one."""
+    while error is not None and not isinstance(error, UserError):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 def _refuse_what_would_inflate(path: Path) -> None:
@@ -154,10 +183,34 @@ def _refuse_what_would_inflate(path: Path) -> None:
         raise UserError(f"checkpoint {path}: refused, it would be larger in memory than as a file")
 
 
-def _refuse_claims(path: Path, state_dict: object) -> None:
+def _refuse_what_is_no_weights(state_dict: object, source: str) -> None:
+    """Refuse what no part of clipkit has among its weights, and what cannot be copied into them."""
+    if not isinstance(state_dict, dict) or not all(
+        isinstance(name, str) and _is_plain(value) for name, value in state_dict.items()
+    ):
+        raise UserError(f"{source}: its state_dict does not hold plain tensors by name")
+
+
+def _is_plain(value: object) -> bool:
+    return (
+        isinstance(value, torch.Tensor)
+        and value.layout == torch.strided
+        and not (value.is_meta or value.is_nested)
+        and _converts(value.dtype)
+    )
+
+
+def _converts(dtype: torch.dtype) -> bool:
+    try:  # some kinds of numbers are only stored by torch
+        torch.empty(1, dtype=dtype).to(torch.complex128)
+    except RuntimeError:
+        return False
+    return True
+
+
+def _refuse_claims(path: Path, state_dict: dict[str, torch.Tensor]) -> None:
     """Refuse tensors that show few bytes many times: each becomes as large as it claims to be."""
-    tensors = state_dict.values() if isinstance(state_dict, dict) else ()
-    claimed = sum(t.numel() * t.element_size() for t in tensors if isinstance(t, torch.Tensor))
+    claimed = sum(tensor.nbytes for tensor in state_dict.values())
     held = path.stat().st_size
     if claimed > _TIMES_ITS_WEIGHTS * held:
         raise UserError(
@@ -169,7 +222,7 @@ def _refuse_claims(path: Path, state_dict: object) -> None:
 def _number(loaded: object, *keys: str) -> int:
     for key in keys:
         loaded = loaded.get(key) if isinstance(loaded, dict) else None
-    return loaded if isinstance(loaded, int) else 0
+    return loaded if isinstance(loaded, int) and loaded.bit_length() <= MOST_BITS else 0
 
 
 def load_weights(module: nn.Module, state_dict: dict[str, torch.Tensor], path: str | Path) -> None:
@@ -180,10 +233,8 @@ def load_weights(module: nn.Module, state_dict: dict[str, torch.Tensor], path: s
 
 def check_weights(module: nn.Module, state_dict: object, source: str) -> None:
     """Refuse weights that a module cannot hold."""
-    if not isinstance(state_dict, dict) or not all(
-        isinstance(value, torch.Tensor) for value in state_dict.values()
-    ):
-        raise UserError(f"{source}: its state_dict does not hold tensors by name")
+    _refuse_what_is_no_weights(state_dict, source)
+    assert isinstance(state_dict, dict)
     own = module.state_dict()
     missing = sorted(own.keys() - state_dict.keys())
     unexpected = sorted(state_dict.keys() - own.keys())
@@ -192,12 +243,18 @@ def check_weights(module: nn.Module, state_dict: object, source: str) -> None:
         for name in sorted(own.keys() & state_dict.keys())
         if own[name].shape != state_dict[name].shape
     ]
+    others = [
+        f"{name} ({state_dict[name].dtype} for {own[name].dtype})".replace("torch.", "")
+        for name in sorted(own.keys() & state_dict.keys())
+        if not torch.can_cast(state_dict[name].dtype, own[name].dtype)
+    ]
     problems = [
         f"{title} {_first_few(names)}"
         for title, names in (
             ("missing", missing),
             ("unexpected", unexpected),
             ("of another shape", misshapen),
+            ("of another kind", others),
         )
         if names
     ]

@@ -4,6 +4,8 @@ from abc import ABC, abstractmethod
 
 from torch import Tensor, nn
 
+from clipkit.ranges import check_ratio, check_whole
+
 
 class Head(nn.Module, ABC):
     """Features (B, in_dim) to embeddings (B, out_dim), not yet of unit norm."""
@@ -32,6 +34,8 @@ class MLPHead(Head):
     def __init__(
         self, in_dim: int, out_dim: int, *, hidden_dim: int = 2048, dropout: float = 0.0
     ) -> None:
+        check_whole("MLPHead.hidden_dim", hidden_dim)
+        check_ratio("MLPHead.dropout", dropout)
         super().__init__()
         self.expand = nn.Linear(in_dim, hidden_dim)
         self.activation = nn.GELU()

@@ -31,6 +31,7 @@ from clipkit.heads import Head
 from clipkit.losses import ContrastiveLoss, Ids, InfoNCELoss, SigLIPLoss
 from clipkit.optim import OptimizerFactory, ScheduleFactory, fuse, parameter_groups
 from clipkit.pieces import Span, counting_norms, embed_pieces, number_of_pieces, spans_of
+from clipkit.ranges import check_number, check_whole
 from clipkit.resume import Position, epochs_done, seed_step, settle
 from clipkit.temperature import Temperature
 from clipkit.tokenizer import TextContract, Tokenizer
@@ -124,6 +125,10 @@ class CLIPModule(L.LightningModule):
         micro_batch: int | None = None,
         compile: bool = False,
     ) -> None:
+        check_whole("model.embed_dim", embed_dim)
+        for key, rate in (("image_lr", image_lr), ("text_lr", text_lr)):
+            if rate is not None:
+                check_number(f"model.{key}", rate, least=0, most=1000)
         super().__init__()
         self.tokenizer = tokenizer
         self.image_encoder = image_encoder
@@ -426,7 +431,10 @@ class CLIPModule(L.LightningModule):
                 for name in encoder.no_weight_decay()
             },
         )
-        optimizer = self.optimizer_factory(groups)
+        try:
+            optimizer = self.optimizer_factory(groups)
+        except ValueError as error:  # each optimiser has ranges of its own
+            raise UserError(f"model.optimizer: {error}") from error
         if getattr(self.trainer.precision_plugin, "scaler", None) is None:
             fuse(optimizer)
         steps = self.trainer.estimated_stepping_batches

@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from clipkit.errors import UserError
+from clipkit.ranges import check_number
 
 OptimizerFactory = Callable[[Iterable[Any]], Optimizer]
 
@@ -127,6 +128,7 @@ class WarmupCosine(_Warmup):
         warmup_ratio: float = 0.0,
         floor_ratio: float = 0.0,
     ) -> None:
+        check_number("model.schedule.floor_ratio", floor_ratio, least=0, most=1)
         self.floor_ratio = floor_ratio
         super().__init__(optimizer, total_steps, warmup_steps, warmup_ratio)
 
@@ -181,6 +183,8 @@ class WarmupConstantCooldown(_Warmup):
         cooldown_ratio: float = 0.2,
         power: float = 1.0,
     ) -> None:
+        check_number("model.schedule.cooldown_ratio", cooldown_ratio, least=0, most=1)
+        check_number("model.schedule.power", power, least=0, most=100)
         self.cooldown_steps = round(cooldown_ratio * total_steps)
         self.power = power
         super().__init__(optimizer, total_steps, warmup_steps, warmup_ratio)

@@ -18,6 +18,7 @@ from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from clipkit.errors import UserError
+from clipkit.safe_yaml import MOST_BITS
 
 PUBLIC_PARTS = frozenset(
     {
@@ -133,7 +134,8 @@ def refuse_unwieldy(kept: object, *, source: str) -> None:
     """Refuse a record too large to be walked: one value may stand in many places, and in itself.
 
     Raises:
-        UserError: it stands for more than `MOST_VALUES`, or is nested deeper than `DEEPEST`.
+        UserError: it stands for more than `MOST_VALUES`, is nested deeper than `DEEPEST`, or holds
+            a whole number that cannot be counted to, and perhaps not be printed.
     """
     count = 0
     level = [kept]
@@ -144,6 +146,11 @@ def refuse_unwieldy(kept: object, *, source: str) -> None:
                 following.extend((*value.keys(), *value.values()))
             elif isinstance(value, list | tuple | set | frozenset):
                 following.extend(value)
+            elif isinstance(value, int) and value.bit_length() > MOST_BITS:
+                raise UserError(
+                    f"checkpoint {source}: refused, its record holds a whole number of more than "
+                    f"{MOST_BITS} bits"
+                )
             if count + len(following) > MOST_VALUES:
                 raise UserError(
                     f"checkpoint {source}: refused, its record stands for more than "

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from clipkit import safe_yaml
 from clipkit.arguments import Parser
 from clipkit.building import configuration_of
 from clipkit.errors import UserError
@@ -142,8 +143,8 @@ def _planned(words: list[str], group: str | None) -> Run:
 
 def _same(folder: Path, run: Run) -> bool:
     try:
-        kept = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError):
+        kept = safe_yaml.load((folder / "config.yaml").read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
         return False
     return bool(_unnamed(kept) == _unnamed(run.configuration))
 

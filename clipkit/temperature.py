@@ -35,7 +35,7 @@ class Temperature(nn.Module):
         learnable: bool = True,
     ) -> None:
         super().__init__()
-        if not 0 < init <= 1 or max_scale < 1 / init - 1e-6:
+        if not 0 < init <= 1 or not max_scale >= 1 / init - 1e-6:
             raise UserError(
                 f"model.temperature.init: {init} with max_scale {max_scale}: the temperature lies "
                 "in (0, 1] and its inverse may not exceed max_scale"

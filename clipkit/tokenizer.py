@@ -37,6 +37,7 @@ import torch
 from torch import Tensor
 
 from clipkit.errors import UserError
+from clipkit.ranges import check_whole
 
 log = logging.getLogger(__name__)
 
@@ -125,6 +126,7 @@ class Tokenizer:
                 f"model.tokenizer.context_length is {context_length}: "
                 f"{self.name} needs at least {shortest}, for its special tokens and one more"
             )
+        check_whole("model.tokenizer.context_length", context_length)
         self.contract = TextContract(
             vocab_size=max(self._tokenizer.get_vocab(with_added_tokens=True).values()) + 1,
             context_length=context_length,

@@ -10,6 +10,7 @@ import clipkit
 PACKAGE = Path(clipkit.__file__).parent
 LAYERS = [
     {"errors"},
+    {"ranges"},
     {
         "tokenizer",
         "tokenizer_training",

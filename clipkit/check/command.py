@@ -82,7 +82,7 @@ class Check(ClipkitCLI):
         if source:
             checkpoint = checkpoints.read(source)
             checkpoints.load_weights(self.model, checkpoint["state_dict"], source)
-            self.steps_done = int(checkpoint.get("global_step", 0))
+            _, self.steps_done = checkpoints.trained(checkpoint)
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         trainer = super().instantiate_trainer(**kwargs)

@@ -1,13 +1,16 @@
 """What an encoder is: pixels or tokens in, feature vectors out, and what others may ask it."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Literal, Self
+from typing import Literal, Self, get_args
 
 import torch
 from torch import Tensor, nn
 
 from clipkit.encoders.packing import Packed
+from clipkit.errors import UserError
+from clipkit.ranges import check_choice, check_whole
 
 Interpolation = Literal["bicubic", "bilinear"]
 ResizeMode = Literal["shortest", "squash"]
@@ -16,6 +19,10 @@ LayerGroup = Sequence[nn.Module | nn.Parameter]
 # The statistics of OpenAI's CLIP training pictures, used wherever nothing else is said.
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+IMAGE_KEY = "model.image_encoder"
+MOST_PIXELS = 8192
+"""The longest side that an encoder may ask of pictures: all of them become as large."""
 
 
 class Encoder(nn.Module, ABC):
@@ -73,14 +80,16 @@ class ImageEncoder(Encoder):
         interpolation: Interpolation = "bicubic",
         resize_mode: ResizeMode = "shortest",
     ) -> None:
+        check_whole(f"{IMAGE_KEY}.feature_dim", feature_dim)
+        check_whole(f"{IMAGE_KEY}.image_size", image_size, most=MOST_PIXELS)
+        check_choice(f"{IMAGE_KEY}.interpolation", interpolation, get_args(Interpolation))
+        check_choice(f"{IMAGE_KEY}.resize_mode", resize_mode, get_args(ResizeMode))
         super().__init__(feature_dim=feature_dim)
         self.image_size = image_size
         self.interpolation = interpolation
         self.resize_mode = resize_mode
-        self.register_buffer(
-            "mean", torch.tensor([float(value) for value in mean]).view(1, 3, 1, 1)
-        )
-        self.register_buffer("std", torch.tensor([float(value) for value in std]).view(1, 3, 1, 1))
+        self.register_buffer("mean", _of_channels("mean", mean))
+        self.register_buffer("std", _of_channels("std", std))
 
     def normalise(self, images: Tensor) -> Tensor:
         """Pixels in [0, 1] to zero mean and unit deviation, by this encoder's own statistics."""
@@ -122,6 +131,22 @@ class PackingTextEncoder(TextEncoder):
 
         With `packed`, the real tokens among them, no layer but attention computes padding.
         """
+
+
+def _of_channels(key: str, values: Sequence[float]) -> Tensor:
+    """Return three statistics of pixels to compute with, (1, 3, 1, 1)."""
+    numbers = [float(value) for value in values]
+    is_std = key == "std"
+    if (
+        len(numbers) != 3
+        or not all(map(math.isfinite, numbers))
+        or (is_std and min(numbers) <= 0.0)
+    ):
+        above = " above 0" if is_std else ""
+        raise UserError(
+            f"{IMAGE_KEY}.{key}: {list(values)} is not accepted, it takes three numbers{above}"
+        )
+    return torch.tensor(numbers).view(1, 3, 1, 1)
 
 
 def shape_of_features(module: nn.Module, size: int) -> torch.Size:

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from clipkit.encoders.base import (
     CLIP_MEAN,
     CLIP_STD,
+    IMAGE_KEY,
     ImageEncoder,
     Interpolation,
     LayerGroup,
@@ -16,6 +17,7 @@ from clipkit.encoders.base import (
 )
 from clipkit.errors import UserError
 from clipkit.pieces import counting_norms, run_again
+from clipkit.ranges import check_ratio, check_whole
 
 
 class ConvNet(ImageEncoder):
@@ -61,10 +63,14 @@ class ConvNet(ImageEncoder):
             interpolation=interpolation,
             resize_mode=resize_mode,
         )
+        for stage_width in widths:
+            check_whole(f"{IMAGE_KEY}.widths", stage_width)
+        check_whole(f"{IMAGE_KEY}.pool", pool, most=64)
+        check_ratio(f"{IMAGE_KEY}.dropout", dropout)
         counts = (blocks,) * len(widths) if isinstance(blocks, int) else tuple(blocks)
         if not widths or len(counts) != len(widths) or min(counts) < 1:
             raise UserError(
-                f"model.image_encoder.blocks: {blocks!r} does not give each stage of the widths "
+                f"{IMAGE_KEY}.blocks: {blocks!r} does not give each stage of the widths "
                 f"{widths!r} at least one block"
             )
         self.stem = nn.Sequential(

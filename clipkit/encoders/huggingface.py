@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from clipkit.encoders.base import LayerGroup, TextEncoder
 from clipkit.errors import UserError
+from clipkit.ranges import check_choice
 from clipkit.tokenizer import TextContract
 
 KEY = "model.text_encoder"
@@ -46,9 +47,7 @@ class HuggingFaceTextEncoder(TextEncoder):
         gradient_checkpointing: bool = False,
     ) -> None:
         transformers = _import_transformers()
-        if pooling not in get_args(HuggingFacePooling):
-            accepted = " or ".join(get_args(HuggingFacePooling))
-            raise UserError(f"{KEY}.pooling: {pooling} is not accepted, {accepted} are")
+        check_choice(f"{KEY}.pooling", pooling, get_args(HuggingFacePooling))
         if config is not None and pretrained:
             raise UserError(
                 f"{KEY}.pretrained: true does not go with {KEY}.config, which has no weights, "

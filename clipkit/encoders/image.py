@@ -12,7 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from clipkit.encoders.base import IMAGE_KEY as KEY
 from clipkit.encoders.base import (
+    MOST_PIXELS,
     ImageEncoder,
     Interpolation,
     LayerGroup,
@@ -21,8 +23,8 @@ from clipkit.encoders.base import (
 )
 from clipkit.errors import UserError
 from clipkit.pieces import counting_norms, leave_out_reruns
+from clipkit.ranges import check_ratio, check_whole
 
-KEY = "model.image_encoder"
 # What timm calls our arguments.
 OPTIONS = {
     "drop_path_rate": "drop_path_ratio",
@@ -89,10 +91,7 @@ class TimmImageEncoder(ImageEncoder):
             options["dynamic_img_size"] = True
         native_size = config.input_size[-1]
         size = native_size if image_size is None else image_size
-        if size < 1:
-            raise UserError(
-                f"{KEY}.image_size: {size} is not a size, accepted are whole numbers above 0"
-            )
+        check_whole(f"{KEY}.image_size", size, most=MOST_PIXELS)
         trunk = _create(
             timm, name, native_size if pretrained else size, options, pretrained=pretrained
         )
@@ -109,8 +108,8 @@ class TimmImageEncoder(ImageEncoder):
         super().__init__(
             feature_dim=_measured_feature_dim(trunk, name, size),
             image_size=size,
-            mean=_three_numbers("mean", mean or config.mean),
-            std=_three_numbers("std", std or config.std),
+            mean=mean or config.mean,
+            std=std or config.std,
             interpolation=interpolation
             or ("bilinear" if config.interpolation == "bilinear" else "bicubic"),
             resize_mode=resize_mode or ("squash" if squashed else "shortest"),
@@ -187,21 +186,10 @@ def _drop_options(drop_path_ratio: float, patch_drop_ratio: float) -> dict[str, 
     options = {}
     ratios = {"drop_path_rate": drop_path_ratio, "patch_drop_rate": patch_drop_ratio}
     for option, ratio in ratios.items():
-        key = OPTIONS[option]
-        if not 0.0 <= ratio < 1.0:
-            raise UserError(f"{KEY}.{key}: {ratio} is not a ratio, accepted are 0 to below 1")
+        check_ratio(f"{KEY}.{OPTIONS[option]}", ratio)
         if ratio > 0.0:
             options[option] = ratio
     return options
-
-
-def _three_numbers(key: str, values: list[float] | tuple[float, ...]) -> tuple[float, ...]:
-    if len(values) != 3 or (key == "std" and min(values) <= 0.0):
-        above = " above 0" if key == "std" else ""
-        raise UserError(
-            f"{KEY}.{key}: {list(values)} is not accepted, it takes three numbers{above}"
-        )
-    return tuple(values)
 
 
 def _create(

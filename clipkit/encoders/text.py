@@ -12,6 +12,7 @@ from clipkit.encoders.base import LayerGroup, PackingTextEncoder
 from clipkit.encoders.packing import Packed, from_grid, to_grid
 from clipkit.errors import UserError
 from clipkit.pieces import run_again
+from clipkit.ranges import check_choice, check_number, check_ratio, check_whole
 from clipkit.tokenizer import TextContract
 
 KEY = "model.text_encoder"
@@ -47,7 +48,8 @@ class TextTransformer(PackingTextEncoder):
             gradient.
 
     Raises:
-        UserError: `heads` does not divide `width`, or a pooling or activation is unknown.
+        UserError: a number out of its range, `heads` that does not divide `width`, or a pooling or
+            activation that is unknown.
     """
 
     def __init__(
@@ -66,21 +68,18 @@ class TextTransformer(PackingTextEncoder):
         dropout: float = 0.0,
         gradient_checkpointing: bool = False,
     ) -> None:
+        check_whole(f"{KEY}.width", width)
         super().__init__(feature_dim=width)
         if heads < 1 or width % heads:
             raise UserError(
                 f"{KEY}.heads: {heads} does not divide the width {width}, accepted are its divisors"
             )
-        if depth < 1:
-            raise UserError(f"{KEY}.depth: {depth} is not accepted, whole numbers from 1 are")
-        for key, value, accepted in (
-            ("pooling", pooling, get_args(TextPooling)),
-            ("activation", activation, get_args(Activation)),
-        ):
-            if value not in accepted:
-                raise UserError(
-                    f"{KEY}.{key}: {value} is not accepted, {' or '.join(accepted)} are"
-                )
+        check_whole(f"{KEY}.depth", depth)
+        check_choice(f"{KEY}.pooling", pooling, get_args(TextPooling))
+        check_choice(f"{KEY}.activation", activation, get_args(Activation))
+        check_number(f"{KEY}.norm_eps", norm_eps, least=0, most=1)
+        check_number(f"{KEY}.mlp_ratio", mlp_ratio, least=1 / width, most=100)
+        check_ratio(f"{KEY}.dropout", dropout)
         self.end_id = contract.end_id
         self.causal = causal
         self.gradient_checkpointing = gradient_checkpointing
@@ -184,6 +183,9 @@ class BagOfTokens(PackingTextEncoder):
         hidden_dim: int | None = None,
         dropout: float = 0.0,
     ) -> None:
+        check_whole(f"{KEY}.width", width)
+        check_whole(f"{KEY}.hidden_dim", hidden_dim or width)
+        check_ratio(f"{KEY}.dropout", dropout)
         super().__init__(feature_dim=width)
         self.end_id = contract.end_id
         self.token_embedding = nn.Embedding(contract.vocab_size, width)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from clipkit.losses.base import ContrastiveLoss, Duplicates, Ids, LossTerms, wide
 from clipkit.losses.tiles import Repeats, Tile, repeats_of, tiles
+from clipkit.ranges import check_ratio
 
 
 class InfoNCELoss(ContrastiveLoss):
@@ -22,6 +23,7 @@ class InfoNCELoss(ContrastiveLoss):
     """
 
     def __init__(self, *, label_smoothing: float = 0.0, duplicates: Duplicates = "ignore") -> None:
+        check_ratio("model.loss.label_smoothing", label_smoothing)
         super().__init__()
         self.label_smoothing = label_smoothing
         self.duplicates = duplicates

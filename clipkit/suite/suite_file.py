@@ -359,8 +359,8 @@ class _Value:
     def plain(self) -> Any:
         """Return the value as YAML means it; nothing but its plain types is made."""
         try:
-            return yaml.SafeLoader("").construct_object(self.node, deep=True)
-        except (yaml.YAMLError, ValueError) as error:
+            return safe_yaml.construct(self.node)
+        except yaml.YAMLError as error:
             raise self.error(_complaint(error)) from error
 
     def _expected(self, what: str) -> UserError:

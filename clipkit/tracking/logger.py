@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
 from argparse import Namespace
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,6 +22,7 @@ from clipkit.tracking.shipped import is_complete, left, read_shipped
 from clipkit.tracking.shipper import Shipper
 from clipkit.tracking.tracking_uri import (
     given_or_default,
+    is_default,
     is_server,
     refuse_unusable,
     without_password,
@@ -130,9 +132,17 @@ class MLflowLogger(Logger):
         if is_complete(folder, shipped):
             return
         points = left(folder, shipped)
+        where = os.path.relpath(folder) + "".join(
+            f" {option} {shlex.quote(without_password(value))}"
+            for option, value in (
+                ("--tracking_uri", None if is_default(self.tracking_uri) else self.tracking_uri),
+                ("--artifact_location", self.artifact_location),
+            )
+            if value is not None
+        )
         log.warning(
             "warning: MLflow has not %s of the run; they are sent by: clipkit sync %s",
-            f"the last {points:,} points" if points else "the last files", os.path.relpath(folder),
+            f"the last {points:,} points" if points else "the last files", where,
         )  # fmt: skip
 
     @property

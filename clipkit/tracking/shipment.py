@@ -62,6 +62,8 @@ class Shipment:
         self.uri = uri
         self.record = record
         self.shipped = read_shipped(folder, uri)
+        # Not what run.json says when it is read again: only the caller knows whose word it is.
+        self._artifact_location = record.artifact_location
         self.sent = 0
         self.refused: list[str] = []
         self._client: MlflowClient | None = None
@@ -151,7 +153,7 @@ class Shipment:
                     self.client.delete_run(run.info.run_id)
 
     def _experiment(self) -> str:
-        name, at = self.record.experiment, self.record.artifact_location
+        name, at = self.record.experiment, self._artifact_location
         with told_apart():
             found = self.client.get_experiment_by_name(name)
             if found is None:

@@ -51,9 +51,9 @@ def read_shipped(folder: Path, uri: str) -> Shipped:
         said = json.loads((folder / SHIPPED_FILE).read_text(encoding="utf-8"))
         known = {one.name for one in fields(Shipped)}
         shipped = Shipped(**{key: value for key, value in said.items() if key in known})
-    except (OSError, ValueError, TypeError, AttributeError):
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
         return Shipped(store)  # all is sent again, and taken once
-    return shipped if shipped.store == store else Shipped(store)
+    return shipped if shipped.store == store and _is_well_formed(shipped) else Shipped(store)
 
 
 def left(folder: Path, shipped: Shipped) -> int:
@@ -75,11 +75,31 @@ def is_complete(folder: Path, shipped: Shipped) -> bool:
 
 
 def files_of(folder: Path, patterns: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """Yield the files of a run that MLflow is to have, and which version of each is there."""
+    """Yield the files of a run that MLflow is to have, and which version of each is there.
+
+    A link that leads out of the folder is no file of the run: who made it may be after any file of
+    whoever sends it.
+    """
+    for path in _matching(folder, patterns):
+        if not _leads_out(folder, path) and path.is_file():
+            yield str(path.relative_to(folder)), version_of(path)
+
+
+def links_out_of(folder: Path, patterns: Sequence[str]) -> list[str]:
+    """Return the names in a folder that are links to what lies elsewhere."""
+    found = _matching(folder, patterns)
+    return [str(path.relative_to(folder)) for path in found if _leads_out(folder, path)]
+
+
+def _matching(folder: Path, patterns: Sequence[str]) -> Iterator[Path]:
+    """Yield what is there; of a folder that is a link to one elsewhere the link alone."""
     for pattern in patterns:
-        for path in sorted(folder.glob(pattern)):
-            if path.is_file():
-                yield str(path.relative_to(folder)), version_of(path)
+        within = (folder / pattern).parent
+        yield from [within] if _leads_out(folder, within) else sorted(folder.glob(pattern))
+
+
+def _leads_out(folder: Path, path: Path) -> bool:
+    return not path.resolve().is_relative_to(folder.resolve())
 
 
 def description_of(folder: Path) -> str:
@@ -94,3 +114,20 @@ def version_of(path: Path) -> str:
     except FileNotFoundError:
         return ""
     return f"{found.st_size}-{found.st_mtime_ns}"
+
+
+def _is_well_formed(shipped: Shipped) -> bool:
+    """Whether a file that anybody may have written has values of the types that are asked for."""
+    epoch, files = shipped.epoch, shipped.files
+    return (
+        isinstance(shipped.run_id, str | None)
+        and isinstance(shipped.experiment_id, str | None)
+        and type(shipped.offset) is int
+        and 0 <= shipped.offset < 2**63
+        and (epoch is None or isinstance(epoch, list))
+        and isinstance(shipped.has_non_finite, bool)
+        and isinstance(shipped.described, str)
+        and isinstance(files, dict)
+        and all(isinstance(version, str) for version in files.values())
+        and isinstance(shipped.status, str | None)
+    )

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from clipkit.arguments import Parser
-from clipkit.errors import UserError
+from clipkit.errors import UserError, named
 
 if TYPE_CHECKING:
     from clipkit.tracking.run_record import RunRecord
@@ -24,6 +26,8 @@ examples:
 What MLflow has already is not sent again, so it may be run as often as wanted; also after a run was
 killed, which is then given the status KILLED.
 """
+# What sync reads and writes of a folder besides the files that it sends.
+_TOUCHED = ("*.json", "*.jsonl", "config.yaml", ".*")
 _ATTEMPTS = 3
 _SECONDS_FOR_THE_LAST = 60.0  # another process may be about to end with the run
 
@@ -35,7 +39,7 @@ def run(arguments: Sequence[str]) -> int:
         folders = [*_folders(what)]
         for folder in folders:
             try:
-                said = _sync(folder, options.tracking_uri)
+                said = _sync(folder, options.tracking_uri, options.artifact_location)
             except _LeftAloneError as error:
                 if len(folders) == 1:
                     raise UserError(f"sync {folder}: {error}") from error
@@ -67,13 +71,16 @@ def _folders(what: str) -> Iterator[Path]:
     yield from inner
 
 
-def _sync(folder: Path, uri: str | None) -> str:
+def _sync(folder: Path, uri: str | None, location: str | None) -> str:
     """Send what is left of a run; return what is to be said of it."""
     from clipkit.tracking.journal_file import JOURNAL_FILE
     from clipkit.tracking.locks import holding, is_held
     from clipkit.tracking.run_record import read_record
     from clipkit.tracking.shipment import LOCK_FILE
+    from clipkit.tracking.shipped import links_out_of
 
+    if outside := links_out_of(folder, _TOUCHED):
+        raise _LeftAloneError(f"left alone; {outside[0]!r} is a link that leads out of it")
     record = read_record(folder)
     if record is None:
         raise _LeftAloneError("left alone; it has no run.json, and an older clipkit has sent it")
@@ -85,7 +92,8 @@ def _sync(folder: Path, uri: str | None) -> str:
         with holding(folder / LOCK_FILE, wait=_SECONDS_FOR_THE_LAST) as free:
             if not free:
                 raise _LeftAloneError("left alone; another process is sending it")
-            return _send(folder.resolve(), uri, record)
+            _refuse_places_of_others(record, uri, location)
+            return _send(folder.resolve(), uri, replace(record, artifact_location=location or None))
     except OSError as error:
         raise UserError(
             f"sync {folder}: the folder cannot be written ({error.strerror}), and what was sent "
@@ -93,11 +101,36 @@ def _sync(folder: Path, uri: str | None) -> str:
         ) from error
 
 
+def _refuse_places_of_others(record: RunRecord, uri: str | None, location: str | None) -> None:
+    """Leave a run alone that names places which the person has not named.
+
+    Whoever hands on a folder has written its run.json: no host and no path in it proves anything.
+    """
+    from clipkit.tracking.tracking_uri import is_default
+
+    places = []
+    if uri is None and record.tracking_uri is not None and not is_default(str(record.tracking_uri)):
+        places.append(f"--tracking_uri {_to_type(record.tracking_uri)}")
+    if location is None and record.artifact_location is not None:
+        places.append(f"--artifact_location {_to_type(record.artifact_location)}")
+    if places:
+        raise _LeftAloneError(
+            "left alone; its run.json names a place to send it to, as that of a folder from "
+            f"elsewhere might too; if it is right, add {' '.join(places)}"
+        )
+
+
+def _to_type(place: object) -> str:
+    """Return a value of unknown origin as it would be typed, on one line."""
+    text = str(place)[:500]
+    return shlex.quote(text) if text.isprintable() else ascii(text)
+
+
 def _send(folder: Path, given: str | None, record: RunRecord) -> str:
     from clipkit.tracking.left_running import end_those
     from clipkit.tracking.mlflow_errors import RefusedError, UnreachableError
     from clipkit.tracking.shipment import Shipment
-    from clipkit.tracking.shipped import left
+    from clipkit.tracking.shipped import EVERYTHING, left, links_out_of
     from clipkit.tracking.tracking_uri import (
         given_or_default,
         refuse_unreachable,
@@ -105,7 +138,7 @@ def _send(folder: Path, given: str | None, record: RunRecord) -> str:
         without_password,
     )
 
-    uri = given or record.tracking_uri or given_or_default()
+    uri = given or given_or_default()
     refuse_unusable(uri, "--tracking_uri")
     refuse_unreachable(uri, "--tracking_uri")
     shipment = Shipment(folder, uri, record)
@@ -127,7 +160,12 @@ def _send(folder: Path, given: str | None, record: RunRecord) -> str:
             time.sleep(2.0**attempt)
     sent = f"{shipment.sent:,} points sent" if shipment.sent else "nothing was left"
     refused = f"; MLflow refused {shipment.refused[0]}" if shipment.refused else ""
-    return f"{sent}; {without_password(uri)} has all of it, {shipment.shipped.status}{refused}"
+    links = links_out_of(folder, EVERYTHING)
+    left_out = (
+        f"; left out, as it leads out of the folder: {named([*map(repr, links)])}" if links else ""
+    )
+    has = f"{without_password(uri)} has all of it, {shipment.shipped.status}"
+    return f"{sent}; {has}{refused}{left_out}"
 
 
 def _parser() -> Parser:
@@ -146,7 +184,11 @@ def _parser() -> Parser:
     parser.add_argument(
         "--tracking_uri",
         metavar="URI",
-        help="of MLflow; left out, where the run was sent, else MLFLOW_TRACKING_URI, else "
-        "sqlite:///mlflow.db",
+        help="of MLflow; left out, MLFLOW_TRACKING_URI, else sqlite:///mlflow.db",
+    )
+    parser.add_argument(
+        "--artifact_location",
+        metavar="URI",
+        help="where an experiment that MLflow has not yet keeps its files; '' for MLflow's choice",
     )
     return parser

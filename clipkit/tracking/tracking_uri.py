@@ -26,6 +26,11 @@ def given_or_default(uri: str | None = None) -> str:
     return uri or os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI
 
 
+def is_default(uri: str) -> bool:
+    """Return whether an address is what is used here where none is given."""
+    return absolute(uri) == absolute(given_or_default())
+
+
 def is_server(uri: str) -> bool:
     """Return whether a server answers there, and not a file or a database."""
     return uri.partition(":")[0] in SERVERS

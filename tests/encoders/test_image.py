@@ -91,7 +91,7 @@ def test_any_size_that_the_model_can_take() -> None:
         ({"name": "test_vt"}, r"image_encoder\.name: test_vt .* did you mean test_vit"),
         ({"name": "test_vit.gold"}, r"name: test_vit\.gold .* accepted tags: r160_in1k"),
         ({"name": "test_vit", "image_size": 70}, r"image_size: test_vit .* 70, .* multiples of 16"),
-        ({"name": "test_vit", "image_size": 0}, r"image_size: 0 .* above 0"),
+        ({"name": "test_vit", "image_size": 0}, r"image_size: 0 .* from 1 to 8,192"),
         (
             {"name": "test_resnet", "patch_drop_ratio": 0.5},
             r"patch_drop_ratio: test_resnet .* is 0",

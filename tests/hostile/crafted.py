@@ -14,6 +14,7 @@ import json
 import pickle
 import struct
 import tarfile
+import warnings
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -299,6 +300,93 @@ def model_of_terabytes(place: Place) -> list[Words]:
 
 
 @case
+def model_of_a_million_tensors(place: Place) -> list[Words]:
+    def change(kept: dict[str, Any]) -> None:
+        tower = kept["configuration"]["model"]["text_encoder"]["init_args"]
+        tower.update(width=1, heads=1, depth=10**6)
+
+    return doors_of_checkpoint(place.forge(record(change)))
+
+
+def part(name: str, **arguments: Any) -> Callable[[dict[str, Any]], object]:
+    """A change of the arguments of one part of the model."""
+    return record(
+        lambda kept: (
+            kept["configuration"]["model"][name].setdefault("init_args", {}).update(arguments)
+        )
+    )
+
+
+@case
+def numbers_out_of_range(place: Place) -> list[Words]:
+    changes = [
+        model(embed_dim=-3),
+        part("text_encoder", width=0, heads=1),
+        part("text_encoder", width=2**70, heads=1),
+        part("text_encoder", width=10**5000, heads=1),
+        part("text_encoder", mlp_ratio=float("nan")),
+        part("image_encoder", feature_dim=-1),
+    ]
+    doors = [
+        door
+        for number, change in enumerate(changes)
+        for door in doors_of_checkpoint(place.forge(change, f"{number}.ckpt"))
+    ]
+    typed = ("embed_dim=-3", "text_encoder.width=0", "text_encoder.mlp_ratio=-1")
+    return [*doors, *(["fit", *RECIPE, f"--model.{option}"] for option in typed)]
+
+
+@case
+def carried_values_of_another_type(place: Place) -> list[Words]:
+    def carrying(**values: Any) -> Callable[[dict[str, Any]], object]:
+        return record(lambda kept: kept["carried"].update(values))
+
+    changes = [
+        carrying(tokenizer={"definition": 5}),
+        carrying(image_encoder={"image_size": "large"}),
+        carrying(image_encoder={"mean": ["x", 1, [2]]}),
+        carrying(image_encoder={"std": 10**5000}),
+        carrying(image_encoder={"interpolation": ["a"]}),
+        record(lambda kept: kept.update(schema=10**5000)),
+    ]
+    return [
+        door
+        for number, change in enumerate(changes)
+        for door in doors_of_checkpoint(place.forge(change, f"{number}.ckpt"))
+    ]
+
+
+def _quantised(weight: torch.Tensor) -> torch.Tensor:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch will give them up, and files with them will be left
+        return torch.quantize_per_tensor(weight, 0.1, 0, torch.qint8)
+
+
+@case
+def weights_of_another_kind(place: Place) -> list[Words]:
+    def first(make: Callable[[torch.Tensor], object]) -> Callable[[dict[str, Any]], object]:
+        def change(loaded: dict[str, Any]) -> None:
+            name = "text_encoder.token_embedding.weight"
+            loaded["state_dict"][name] = make(loaded["state_dict"][name])
+
+        return change
+
+    changes = [
+        lambda loaded: loaded["state_dict"].update({5: torch.zeros(1)}),
+        first(lambda weight: weight.to("meta")),
+        first(_quantised),
+        first(lambda weight: weight.to_sparse()),
+        first(lambda weight: weight.to(torch.complex64)),
+        first(lambda weight: weight.to(torch.uint8).view(torch.bits8)),
+    ]
+    return [
+        door
+        for number, change in enumerate(changes)
+        for door in every_door(place.forge(change, f"{number}.ckpt"))
+    ]
+
+
+@case
 def tokenizer_that_lies_outside(place: Place) -> list[Words]:
     def change(kept: dict[str, Any]) -> None:
         path = str(place.outside / "tokenizer.json")
@@ -525,6 +613,20 @@ def suite_with_tags(place: Place) -> list[Words]:
     ]
 
 
+UNREADABLE = ("!!bool x", "!!int ''", "!!timestamp x", "2001-99-99", "0x" + "f" * 5000)
+"""Plain values by their tag, which they are not."""
+
+
+@case
+def suite_with_values_that_are_not_what_their_tag_says(place: Place) -> list[Words]:
+    task = "tasks:\n- task: zeroshot\n  set: {}\n  data: {{path: shapes, split: test, limit: {}}}\n"
+    return [
+        suite(place, task.format(*fields), f"{number}-{which}.yaml")
+        for number, value in enumerate(UNREADABLE)
+        for which, fields in enumerate(((value, "4"), ("a", value)))
+    ]
+
+
 @case
 def suite_of_billion_laughs(place: Place) -> list[Words]:
     task = "- {task: zeroshot, set: a, data: {path: shapes, split: test, class_names: *a39}}\n"
@@ -647,6 +749,15 @@ def claims_of_an_array(place: Place) -> list[Words]:
 def settings_with_tags(place: Place) -> list[Words]:
     (place.inside / "evil.yaml").write_text(f"model: {TAGS}\n")
     return [["fit", *RECIPE, "-c", "evil.yaml"]]
+
+
+@case
+def settings_that_are_not_what_their_tag_says(place: Place) -> list[Words]:
+    doors = []
+    for number, value in enumerate(UNREADABLE):
+        (place.inside / f"{number}.yaml").write_text(f"model: {{embed_dim: {value}}}\n")
+        doors.append(["fit", *RECIPE, "-c", f"{number}.yaml"])
+    return doors
 
 
 @case
@@ -811,6 +922,10 @@ def run_folders(place: Place) -> list[Words]:
     metrics = '{"time": 1.0, "step": 1, "../../outside/x": 2.0, "<script>alert(1)</script>": 1.0}\n'
     return [
         run_folder(place, "tags", config_yaml=f"model: {TAGS}\n"),
+        *(
+            run_folder(place, f"value{number}", config_yaml=f"model: {{embed_dim: {value}}}\n")
+            for number, value in enumerate(UNREADABLE)
+        ),
         run_folder(place, "laughs", config_yaml=f"{LAUGHS}model: *a39\n"),
         run_folder(place, "deep", config_yaml=f"model: {DEEP_JSON}\n"),
         run_folder(place, "recursive", config_yaml="model: &a [*a]\n"),
@@ -820,6 +935,38 @@ def run_folders(place: Place) -> list[Words]:
         run_folder(place, "status", status_json=DEEP_JSON),
         run_folder(place, "id", status_json='{"id": [["x"]], "chosen": {"step": "../x"}}'),
     ]
+
+
+def run_to_send(place: Place, name: str, **record: Any) -> Path:
+    """A whole run folder, as `clipkit sync` takes it, with what its run.json says besides."""
+    run_folder(place, name)
+    folder = place.inside / "runs" / name
+    said = {"id": name, "experiment": "x", "run_name": name, "began": 1.0, "tags": {}, **record}
+    (folder / "run.json").write_text(json.dumps(said))
+    return folder
+
+
+@case
+def run_folders_to_send(place: Place) -> list[Words]:
+    here = ["--tracking_uri", "sqlite:///mlflow.db"]
+    address = run_to_send(place, "address", tracking_uri=f"sqlite:///{place.outside}/evil.db")
+    server = run_to_send(place, "server", tracking_uri="http://127.0.0.1:9/evil")
+    files = run_to_send(place, "files", artifact_location=str(place.outside / "evil"))
+    links = run_to_send(place, "links")
+    (links / "pictures").mkdir()
+    (links / "pictures" / "a.png").symlink_to(place.outside / "secret0.png")
+    (links / "outcomes").symlink_to(place.outside)
+    (links / "config-2.yaml").symlink_to(place.outside / "secret.txt")
+    doors = [["sync", str(folder)] for folder in (address, server, files, links)]
+    for name in ("config.yaml", "metrics.jsonl", ".shipping", ".shipped.json.unfinished"):
+        folder = run_to_send(place, f"through{name}")
+        (folder / name).unlink(missing_ok=True)
+        (folder / name).symlink_to(place.outside / "secret.json")
+        doors.append(["sync", str(folder), *here])
+    note = run_to_send(place, "note")
+    sent = {"store": f"sqlite:///{place.inside}/mlflow.db", "offset": "x"}
+    (note / "shipped.json").write_text(json.dumps(sent))
+    return [["sync", "runs"], *doors, ["sync", str(note), *here]]
 
 
 def result(**changes: Any) -> str:

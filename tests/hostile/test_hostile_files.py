@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -93,6 +94,25 @@ def test_the_watch_sees_what_a_library_in_c_opens(tmp_path):
     with watched(inside, outside) as crimes:
         pa.OSFile(str(outside / "secret.json")).read()
     assert [crime for crime in crimes if crime.startswith("touches") and "secret.json" in crime]
+
+
+def test_the_watch_sees_who_asks_the_hub_and_lets_nobody_out(tmp_path, monkeypatch):
+    import huggingface_hub
+    import transformers
+
+    # No pauses between its attempts, and no attempt more than one.
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    for fetch in (
+        lambda: huggingface_hub.hf_hub_download("evil/tower", "config.json"),
+        lambda: huggingface_hub.snapshot_download("evil/tower"),
+        lambda: transformers.AutoConfig.from_pretrained("evil/tower"),
+    ):
+        place = place_with_bait(tmp_path / str(id(fetch)))
+        # The hub's errors differ by version, and are all such.
+        with watched(*place) as crimes, suppress(OSError):
+            fetch()
+        assert [crime for crime in crimes if crime.startswith("socket.")]
+    assert huggingface_hub.constants.HF_HUB_OFFLINE
 
 
 def test_a_quiet_command_is_no_criminal(tmp_path):

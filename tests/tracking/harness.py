@@ -83,6 +83,7 @@ class Trainer:
 
     def __init__(self, folder: Path, uri: str, *words: str) -> None:
         self.folder = folder
+        self.uri = uri
         (folder / "harness.yaml").write_text(TINY)
         (folder / "my_code.py").write_text(STOPPER)
         self.run = folder / "runs" / "harness" / "run"

@@ -47,9 +47,9 @@ def all_there(server, trainer, status="FINISHED"):
 def synced(workdir, trainer):
     """Sync twice: the first sends what is left, the second finds nothing to send."""
     run = str(trainer.run.relative_to(workdir))
-    code, said = sync(workdir, run)
+    code, said = sync(workdir, run, "--tracking_uri", trainer.uri)
     assert code == 0, said
-    again, nothing = sync(workdir, run)
+    again, nothing = sync(workdir, run, "--tracking_uri", trainer.uri)
     assert again == 0
     assert "nothing was left" in nothing
     return said
@@ -65,8 +65,9 @@ def test_a_server_that_dies_in_the_middle(server, trainer, workdir):
     assert code == 0, said
     assert "training goes on" in said
     assert "MLflow is imported: False" in said  # by the process that trains
-    assert "they are sent by: clipkit sync runs/harness/run" in said
-    code, refused = sync(workdir, "runs/harness/run")
+    command = f"runs/harness/run --tracking_uri {server.uri}"
+    assert f"they are sent by: clipkit sync {command}" in said
+    code, refused = sync(workdir, *command.split())
     assert (code, "cannot be reached" in refused) == (2, True)
     server.start()
     assert "points sent" in synced(workdir, fit)

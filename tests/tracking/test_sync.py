@@ -218,6 +218,99 @@ def test_a_copy_in_another_store(uri, database, workdir, command, mlflow_templat
         assert len(runs_of(store)) == 1
 
 
+# --- Folders from elsewhere ----------------------------------------------------------------------
+
+
+def from_elsewhere(**places):
+    """A run that has ended, whose folder names places of its writer's choice."""
+    run = recorded()
+    run.describe(tags={}, **places)
+    run.end("finished")
+    run.close()
+    return run.path
+
+
+def test_an_address_that_only_the_folder_names_is_not_used(command, database, workdir, capsys):
+    there = f"sqlite:///{workdir}/there.db"
+    path = from_elsewhere(tracking_uri=there)
+    assert command("sync", path) == 2
+    said = capsys.readouterr().err
+    assert "its run.json names a place" in said
+    assert f"add --tracking_uri {there}" in said
+    assert not (workdir / "there.db").exists()
+    assert command("sync", path, "--tracking_uri", os.environ["MLFLOW_TRACKING_URI"]) == 0
+    assert runs_of(database) == [("run", "FINISHED")]
+
+
+def test_nor_is_a_place_for_files(command, uri, database, workdir, capsys):
+    path = from_elsewhere(tracking_uri=uri, artifact_location=str(workdir / "there"))
+    assert command("sync", path) == 2
+    assert f"add --artifact_location {workdir}/there" in capsys.readouterr().err
+    assert command("sync", path, "--artifact_location", str(workdir / "mine")) == 0
+    assert not (workdir / "there").exists()
+    assert list((workdir / "mine").rglob("config.yaml"))
+
+
+def test_a_sentence_holds_what_a_stranger_wrote_on_one_line(command, capsys):
+    path = from_elsewhere()
+    said = json.loads((path / "run.json").read_text())
+    for place in ("http://a\n\x1b[2Jb", ["x"], 5):
+        (path / "run.json").write_text(json.dumps(said | {"tracking_uri": place}))
+        assert command("sync", path) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.isprintable()
+
+
+def test_links_that_lead_out_are_left_out(command, uri, workdir, capsys):
+    path = from_elsewhere()
+    (workdir / "secret.txt").write_text("secret")
+    (path / "pictures").mkdir()
+    (path / "pictures" / "mine.png").write_text("picture")
+    (path / "pictures" / "within.png").symlink_to(path / "pictures" / "mine.png")
+    (path / "pictures" / "secret.png").symlink_to(workdir / "secret.txt")
+    (path / "config-2.yaml").symlink_to(workdir / "secret.txt")
+    assert command("sync", path) == 0
+    said = capsys.readouterr().out
+    assert "left out, as it leads out of the folder: 'config-2.yaml', 'pictures/secret.png'" in said
+    client, run = only_run(uri)
+    files = [file.path for file in client.list_artifacts(run.info.run_id, "pictures")]
+    assert files == ["pictures/mine.png", "pictures/within.png"]
+    assert not list((workdir / "mlruns").rglob("config-2.yaml"))
+
+
+@pytest.mark.parametrize(
+    "name", ["metrics.jsonl", "config.yaml", "status.json", ".shipping", ".shipped.json.unfinished"]
+)
+def test_nothing_is_read_or_written_through_a_link(name, command, database, workdir, capsys):
+    path = from_elsewhere()
+    if (path / name).exists():
+        (path / name).rename(workdir / name)
+    (path / name).unlink(missing_ok=True)
+    (path / name).symlink_to(workdir / name)
+    there = {file.name for file in workdir.iterdir()}
+    assert command("sync", path) == 2
+    assert f"{name!r} is a link that leads out of it" in capsys.readouterr().err
+    assert {file.name for file in workdir.iterdir()} == there
+    assert runs_of(database) == []
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"offset": "x"}, {"offset": -1}, {"offset": 10**30}, {"run_id": 5}, {"files": []},
+     {"files": {"config.yaml": 1}}, {"epoch": 3}, {"described": None}, {"status": {}},
+     "[" * 100_000],
+    ids=lambda wrong: repr(wrong)[:30],
+)  # fmt: skip
+def test_a_note_of_other_types_is_no_note(wrong, command, uri, database, workdir, capsys):
+    path = from_elsewhere()
+    store = {"schema": 1, "store": uri}
+    text = wrong if isinstance(wrong, str) else json.dumps(store | wrong)
+    (path / "shipped.json").write_text(text)
+    assert command("sync", path) == 0
+    assert "6 points sent" in capsys.readouterr().out
+    assert rows_of_metrics(database) == points_of(path / "metrics.jsonl")
+
+
 @pytest.mark.parametrize(
     ("words", "part"),
     [

@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from clipkit import safe_yaml
 from clipkit.data.layouts.assembly import Found
 from clipkit.data.layouts.listing import split_name, suffix
 from clipkit.data.layouts.request import Request
@@ -98,11 +99,15 @@ def _default_config(request: Request, readme: str) -> dict[str, Any] | None:
             return None
         header, closed, _ = stream.read().partition("\n---")
     try:
-        card = yaml.safe_load(header) if closed else None
+        card = safe_yaml.load(header) if closed else None
     except yaml.YAMLError:
         return None  # not written for us; the files say enough
     listed = card.get("configs") if isinstance(card, dict) else None
-    configs: list[dict[str, Any]] = listed if isinstance(listed, list) else []
+    configs: list[dict[str, Any]] = (
+        [config for config in listed if isinstance(config, dict)]
+        if isinstance(listed, list)
+        else []
+    )
     default = [c for c in configs if c.get("default") or c.get("config_name") == "default"]
     if len(configs) > 1 and not default:
         names = ", ".join(str(config.get("config_name")) for config in configs)
