@@ -682,6 +682,10 @@ def fit_on(path: str) -> Words:
     return ["fit", *RECIPE[:-1], path]
 
 
+def stream_of(path: str) -> Words:
+    return [*fit_on(path), "--data.streaming=true", "--trainer.max_steps=2"]
+
+
 @case
 def tar_that_leads_out(place: Place) -> list[Words]:
     folder = place.inside / "tars"
@@ -725,6 +729,36 @@ def tar_that_claims_more_than_it_is(place: Place) -> list[Words]:
         data = (folder / "train-0.tar").read_bytes().rstrip(b"\0")
         (folder / "train-0.tar").write_bytes(data)
         doors.append(fit_on(name))
+    return doors
+
+
+def member_header(name: str, size: bytes, kind: bytes = b"0") -> bytes:
+    """A header of a tar whose field of the size holds these bytes."""
+    member = bytearray(tarfile.TarInfo(name).tobuf(tarfile.GNU_FORMAT))
+    member[124:136] = size.ljust(12, b"\0")
+    member[156:157] = kind
+    member[148:156] = b" " * 8
+    member[148:156] = b"%06o\0 " % sum(member)
+    return bytes(member)
+
+
+@case
+def tar_that_goes_in_circles(place: Place) -> list[Words]:
+    """Members that end where they begin, or before, and names of names of names."""
+    doors = []
+    for name, members in {
+        "octal": member_header("1.png", b"-1000"),
+        "back": member_header("1.png", b"-3000"),
+        "base256": member_header("1.png", b"\xff" + (-512).to_bytes(11, "big", signed=True)),
+        "device": member_header("1.png", b"-1000", b"V"),
+        "name": member_header("1.png", b"-1000", b"L"),
+        "names": member_header("1.png", b"0", b"L") * 3000,
+    }.items():
+        folder = place.inside / name
+        folder.mkdir()
+        whole = member_header("0.png", b"0")
+        (folder / "train-0.tar").write_bytes(whole + members + bytes(1024))
+        doors += [fit_on(name), stream_of(name)]
     return doors
 
 
