@@ -785,6 +785,73 @@ def lists_that_lead_out(place: Place) -> list[Words]:
     return doors
 
 
+def secrets_of(place: Place) -> None:
+    """Tables of pictures that are nobody's business."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    captions = [f"secret {number}" for number in range(SECRETS)]
+    table = pa.table({"image": [picture()] * SECRETS, "caption": captions})
+    pq.write_table(table, place.outside / "secret.parquet")
+    with pa.ipc.new_stream(str(place.outside / "secret.arrow"), table.schema) as writer:
+        writer.write_table(table)
+
+
+@case
+def readme_that_leads_out(place: Place) -> list[Words]:
+    secrets_of(place)
+    doors = []
+    for number, prefix in enumerate(("../../outside/", f"{place.outside}/")):
+        folder = place.inside / f"hub{number}"
+        folder.mkdir()
+        config = {"config_name": "default", "data_files": f"{prefix}*.parquet"}
+        (folder / "README.md").write_text(f"---\n{json.dumps({'configs': [config]})}\n---\n")
+        doors += [fit_on(folder.name), stream_of(folder.name)]
+    return doors
+
+
+@case
+def saved_folder_that_leads_out(place: Place) -> list[Words]:
+    secrets_of(place)
+    doors = []
+    for number, prefix in enumerate(("../../outside", str(place.outside))):
+        folder = place.inside / f"saved{number}"
+        folder.mkdir()
+        files = [{"filename": f"{prefix}/secret.arrow"}]
+        (folder / "state.json").write_text(json.dumps({"_data_files": files}))
+        doors += [fit_on(folder.name), stream_of(folder.name)]
+        folder = place.inside / f"splits{number}"
+        folder.mkdir()
+        (folder / "dataset_dict.json").write_text(json.dumps({"splits": [prefix]}))
+        doors += [fit_on(folder.name), stream_of(folder.name)]
+    files = [{"filename": "secret.arrow"}]
+    (place.outside / "state.json").write_text(json.dumps({"_data_files": files}))
+    return doors
+
+
+@case
+def folders_that_say_what_cannot_be(place: Place) -> list[Words]:
+    doors = []
+    for number, (file, text) in enumerate(
+        [
+            ("README.md", "---\nconfigs: [{default: true, x: 2024-13-45}]\n---\n"),
+            ("README.md", "---\nconfigs: [{default: true, data_files: [{split: a}]}]\n---\n"),
+            ("README.md", f"---\na: {DEEP_JSON}\n---\n"),
+            ("README.md", f"---\n{LAUGHS}configs: [*a39]\n---\n"),
+            ("state.json", DEEP_JSON),
+            ("dataset_dict.json", '{"splits": {"a": 3}}'),
+            ("metadata.jsonl", '{"file_name": "0.png", "caption": ' + "1" * 5000 + "}"),
+            ("metadata.jsonl", '{"file_name": "0.png", "caption": "a", "\\ud800": 1}'),
+        ]
+    ):
+        folder = place.inside / f"said{number}"
+        folder.mkdir()
+        (folder / "0.png").write_bytes(picture())
+        (folder / file).write_text(text)
+        doors += [fit_on(folder.name), stream_of(folder.name)]
+    return doors
+
+
 @case
 def list_nested_deeply(place: Place) -> list[Words]:
     folder = place.inside / "deep"

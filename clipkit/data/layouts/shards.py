@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 
 from clipkit.data.layouts.assembly import Found, Part, assemble
 from clipkit.data.layouts.columns import IMAGE_COLUMNS, class_words
-from clipkit.data.layouts.fields import arrow_of
+from clipkit.data.layouts.fields import arrow_of, storable
 from clipkit.data.layouts.listing import IMAGE_SUFFIXES, in_order, suffix
 from clipkit.data.layouts.open_files import OpenFiles
 from clipkit.data.layouts.request import FileError, Request
@@ -59,7 +59,7 @@ class TarSource(Source):
         }
         record = next(filter(None, self._records()), {}) if "json" in self._members else {}
         self.columns = [field for field in self._members if field != "json"]
-        self.columns += [name for name in record if name not in self._members]
+        self.columns += [n for n in map(storable, record) if n not in self._members]
         self.objects = ["json"] if "json" in self._members else []
 
     def __len__(self) -> int:
@@ -82,7 +82,7 @@ class TarSource(Source):
         if name not in self._members:
             return pa.chunked_array([arrow_of([record.get(name) for record in self._records()])])
         texts = self._texts(name)
-        if name == "cls" and pc.all(pc.match_substring_regex(texts, r"^\d+$")).as_py():
+        if name == "cls" and pc.all(pc.match_substring_regex(texts, r"^\d{1,18}$")).as_py():
             return texts.cast(pa.int64())
         if pc.any(pc.match_substring_regex(texts, r"[\r\n]")).as_py():
             texts = pc.replace_substring(texts, "\r\n", "\n")
@@ -124,7 +124,7 @@ class TarSource(Source):
         for position, text in enumerate(self._field("json")):
             try:
                 record = {} if text is None else json.loads(text)
-            except (json.JSONDecodeError, RecursionError):
+            except (ValueError, RecursionError):  # also a number of thousands of digits
                 record = None
             if not isinstance(record, dict):
                 sample = f"{self.row_name(position)}.json"
@@ -186,6 +186,9 @@ def read_classes(shard: str) -> list[str] | None:
         for name in _CLASS_FILES:
             path = os.path.join(place, name)
             if os.path.isfile(path):
-                with open(path, encoding="utf-8") as stream:
-                    return [class_words(line) for line in stream.read().splitlines() if line]
+                try:
+                    with open(path, encoding="utf-8") as stream:
+                        return [class_words(line) for line in stream.read().splitlines() if line]
+                except UnicodeDecodeError as error:
+                    raise FileError(f"{path!r} is not UTF-8 text") from error
     return None

@@ -143,9 +143,9 @@ def open_stream(
         image_folder=None if image_folder is None else os.path.expanduser(image_folder),
         cache_folder=cache_folder,
     )
-    if _is_hub_id(request.path):
-        return stream_of_hub(request, _load(request))
-    try:
+    with request.telling():
+        if _is_hub_id(request.path):
+            return stream_of_hub(request, _load(request))
         found = _files(request)
         if found is not None:
             root, files = found
@@ -154,8 +154,6 @@ def open_stream(
             )
             if streamed is not None:
                 return streamed
-    except FileError as error:
-        raise request.error(str(error)) from error
     layout = open_layout(
         path,
         image_column=image_column,
