@@ -86,19 +86,21 @@ def hold_out_of(shards: Sequence[Shard], maximum: int) -> tuple[Rows, frozenset[
     """Pairs of a split that are not trained, and the ids of their pictures.
 
     Of the first pictures, `HELD_OUT` times as many as are wanted, those of the smallest ids, which
-    are hashes of what the pictures hold. Nothing else is kept from training.
+    are hashes of what the pictures hold: fewer where these take much memory. Nothing else is kept
+    from training.
     """
     smallest: list[tuple[int, int, _Kept]] = []  # a heap, the largest id first
     known: set[int] = set()
-    taken = 0
+    taken = held = 0
     for number, row in enumerate(_rows(shards), start=1):
         taken += row.size
         found = picture_id(row.made)
         if found not in known:
             known.add(found)
             heapq.heappush(smallest, (-found, -number, row))
-            if len(smallest) > maximum:
-                heapq.heappop(smallest)
+            held += row.size
+            while len(smallest) > maximum or (held > _MOST_BYTES and len(smallest) > 1):
+                held -= heapq.heappop(smallest)[-1].size
         if number >= HELD_OUT * maximum or taken >= HELD_OUT * _MOST_BYTES:
             break
     wanted = max(1, min(maximum, len(known) // HELD_OUT))
