@@ -191,6 +191,7 @@ class HuggingFacePairs(PairDataModule):
             caption_column=caption_column,
             caption_template=self.stored.source.caption_template,
             image_folder=self.stored.source.image_folder,
+            cache_folder=self.stored.cache_folder,
         )
 
 

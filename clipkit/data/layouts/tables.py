@@ -129,7 +129,7 @@ class TableSource(Source):
     def _beside(self, position: int) -> str:
         path = self._path(position)
         if not path:
-            raise ImageDecodeError(f"row {position + 1:,} holds no picture", "no picture")
+            raise ImageDecodeError("the row holds no picture", "no picture")
         return self._folder.file(path)
 
     def _size_beside(self, position: int) -> int:

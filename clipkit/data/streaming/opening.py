@@ -130,7 +130,7 @@ def open_stream(
         caption_column: found by its name if None.
         caption_template: makes a caption of a class's name.
         image_folder: what paths of pictures in tables are relative to.
-        cache_folder: where the index of a list may be kept.
+        cache_folder: where the index of many tar shards is kept; the user's cache folder if None.
 
     Raises:
         UserError: the path does not exist, fits no layout, or has no pictures with captions.
@@ -287,15 +287,16 @@ def _pieces(file: str, about: dict[str, Any]) -> Iterator[Shard]:
         footer = pq.read_metadata(file)
         rows = [footer.row_group(group).num_rows for group in range(footer.num_row_groups)]
     except (OSError, ValueError, pa.ArrowException):
-        yield ParquetShard(file, [], None, **about)
+        yield ParquetShard(file, [], 0, None, **about)
         return
     groups: list[int] = []
+    start = 0
     for group in range(len(rows)):
         groups.append(group)
         number = sum(rows[g] for g in groups)
         if number >= PIECE or (group == len(rows) - 1 and number):
-            yield ParquetShard(file, groups, number, **about)
-            groups = []
+            yield ParquetShard(file, groups, start, number, **about)
+            groups, start = [], start + number
 
 
 def _head(file: str, columns: list[str]) -> pa.Table:
@@ -311,6 +312,12 @@ def _head(file: str, columns: list[str]) -> pa.Table:
 def _of_tars(request: Request, files: Sequence[str]) -> _Opened:
     file = _first_readable(files, lambda path: next(samples_of(path)))
     beginning = _beginning(samples_of(file))
+    if all(len(sample.fields) == 1 for sample in beginning):
+        raise FileError(
+            f"none of the first {len(beginning)} samples of {file!r} has a second file behind its "
+            "first; in a stream the files of a sample must stand together, as tar --sort=name "
+            "packs them (without data.streaming they may stand anywhere)"
+        )
     images = choose_images(request, list(index_of(file, beginning).members))
     classes = read_classes(files[0])
 

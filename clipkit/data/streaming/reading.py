@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from clipkit.data.broken import WRONG_TYPE, BrokenRowError, finding_broken
+from clipkit.data.broken import CANNOT_BE_READ, WRONG_TYPE, BrokenRowError, finding_broken
 from clipkit.data.identity import image_id
 from clipkit.data.rows import Picture
 from clipkit.data.streaming.dealing import ALL, Already, Read, Share
@@ -32,6 +32,8 @@ class StreamedRow(NamedTuple):
     picture: Picture | None
     captions: list[str]
     key: str
+    shard: str  # that a user can look the row up in
+    row: int  # in it
     fault: tuple[str, str] | None = None  # reason and detail
 
 
@@ -154,9 +156,13 @@ class RankStream:
                 for chunk in shard.chunks(first):
                     for place in range(len(chunk)):
                         row = chunk.first + place
+                        made = None
                         if self._is_wanted(share, row):
-                            yield row, made_of(chunk, place, shard, _number(share.shard, row))
-                    first, failed = chunk.first + len(chunk), 0
+                            made = made_of(chunk, place, shard, _number(share.shard, row))
+                        first = row + 1  # what was handed out does not come again
+                        if made is not None:
+                            yield row, made
+                    failed = 0
                 return
             # Of whatever kind the libraries that read have.
             except Exception as error:
@@ -168,7 +174,11 @@ class RankStream:
                     detail = f"{type(error).__name__}: {error}"
                     number = _number(share.shard, first)
                     fault = (SHARD_CANNOT_BE_READ, detail)
-                    yield first, StreamedRow(0, number, None, [], shard.name, fault)
+                    row = shard.start + first
+                    yield (
+                        first,
+                        StreamedRow(0, number, None, [], shard.name, shard.file, row, fault),
+                    )
                 return
 
     def _is_wanted(self, share: Share, row: int) -> bool:
@@ -188,19 +198,23 @@ class _OpenShare:
 
 def made_of(chunk: Chunk, place: int, shard: Shard, number: int) -> StreamedRow:
     """A row of a chunk with its picture, or with what is wrong with it."""
-    rows = chunk.rows
-    name = f"{shard.name}: row {chunk.first + place}"
-    if rows is None:
-        assert chunk.fault is not None
-        return _faulty(number, name, chunk.fault.reason, chunk.fault)
+    row = shard.row_of(chunk, place)
+    made = StreamedRow(0, number, None, [], f"{shard.file}: row {row}", shard.file, row)
     try:
-        name = rows.key(place) or name
+        if chunk.rows is None:
+            assert chunk.fault is not None
+            raise chunk.fault
+        made = made._replace(key=chunk.rows.key(place) or made.key)
         with finding_broken():
-            return StreamedRow(0, number, rows.image(place), rows.captions(place), name)
+            picture, captions = chunk.rows.image(place), chunk.rows.captions(place)
+        return made._replace(picture=picture, captions=captions)
     except BrokenRowError as error:
-        return _faulty(number, name, error.reason, error)
+        return made._replace(fault=(error.reason, str(error)))
     except (ValueError, TypeError) as error:
-        return _faulty(number, name, WRONG_TYPE, error)
+        return made._replace(fault=(WRONG_TYPE, str(error)))
+    # Of whatever kind the libraries that read have: it is this row's, and others are whole.
+    except Exception as error:
+        return made._replace(fault=(CANNOT_BE_READ, f"{type(error).__name__}: {error}"))
 
 
 def picture_id(row: StreamedRow) -> int:
@@ -208,10 +222,6 @@ def picture_id(row: StreamedRow) -> int:
     picture = row.picture
     name = row.key.encode("utf-8", "surrogateescape")
     return image_id(picture if isinstance(picture, bytes) else name)
-
-
-def _faulty(number: int, name: str, reason: str, error: Exception) -> StreamedRow:
-    return StreamedRow(0, number, None, [], name, (reason, str(error)))
 
 
 def _number(shard: int, row: int) -> int:

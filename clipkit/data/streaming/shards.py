@@ -7,6 +7,7 @@ mapped arrow file, of a list, of a folder. Pictures are not decoded here.
 from __future__ import annotations
 
 import os
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
@@ -30,6 +31,9 @@ from clipkit.data.rows import Picture, Rows, Source, StoredRows, file_size
 AT_A_TIME = 64
 """Rows of a shard that are in memory beside those of a window."""
 
+ATTEMPTS = 4
+"""At reading what comes from afar."""
+
 PIECE = 1024
 """Rows at least that make a shard, where files can be read in pieces."""
 
@@ -49,6 +53,8 @@ class Shard(ABC):
     """Rows that are read in order."""
 
     name: str
+    file: str  # that a user can look its rows up in
+    start = 0  # the row of the file that its first one is
     num_rows: int | None = None  # where it is known before they are read
     attempts = 1  # at reading on, after an error that another attempt may not have
 
@@ -59,6 +65,10 @@ class Shard(ABC):
         Raises:
             Exception: of whatever kind the library that reads has for what is wrong.
         """
+
+    def row_of(self, chunk: Chunk, place: int) -> int:
+        """The number in the file of a row of a chunk."""
+        return self.start + chunk.first + place
 
 
 class Reading:
@@ -146,12 +156,14 @@ class ParquetShard(Shard):
     """Some row groups of a parquet file; all of it where its footer cannot be read."""
 
     def __init__(
-        self, file: str, groups: Sequence[int], num_rows: int | None, *, reading: Reading,
-        image_column: str, columns: Sequence[str], features: dict[str, Any], folder: PictureFolder,
+        self, file: str, groups: Sequence[int], start: int, num_rows: int | None, *,
+        reading: Reading, image_column: str, columns: Sequence[str], features: dict[str, Any],
+        folder: PictureFolder,
     ) -> None:  # fmt: skip
         self.name = file if not groups else f"{file}, row groups {groups[0]} to {groups[-1]}"
+        self.file = file
+        self.start = start
         self.num_rows = num_rows
-        self._file = file
         self._groups = list(groups)
         self._reading = reading
         self._image_column = image_column
@@ -160,7 +172,7 @@ class ParquetShard(Shard):
         self._folder = folder
 
     def chunks(self, first: int) -> Iterator[Chunk]:
-        with pq.ParquetFile(self._file, pre_buffer=False) as opened:
+        with pq.ParquetFile(self.file, pre_buffer=False) as opened:
             at, passed_over = 0, 0
             groups = self._groups or list(range(opened.num_row_groups))
             while passed_over < len(groups):
@@ -196,9 +208,9 @@ class ArrowShard(Shard):
         image_column: str, columns: Sequence[str], features: dict[str, Any], folder: PictureFolder,
     ) -> None:  # fmt: skip
         self.name = file if num_rows is None else f"{file}, rows {start} to {start + num_rows - 1}"
+        self.file = file
+        self.start = start
         self.num_rows = num_rows
-        self._file = file
-        self._start = start
         self._reading = reading
         self._image_column = image_column
         self._columns = list(columns)
@@ -206,8 +218,8 @@ class ArrowShard(Shard):
         self._folder = folder
 
     def chunks(self, first: int) -> Iterator[Chunk]:
-        whole = open_arrow(self._file).select(self._columns)
-        rows = whole.slice(self._start, self.num_rows)
+        whole = open_arrow(self.file).select(self._columns)
+        rows = whole.slice(self.start, self.num_rows)
 
         def source(start: int, number: int) -> StoredRows:
             table = rows.slice(start, number)
@@ -231,7 +243,7 @@ class TarShard(Shard):
         self, file: str, *, reading: Reading, image_fields: Sequence[str],
         classes: list[str] | None,
     ) -> None:  # fmt: skip
-        self.name = file
+        self.name = self.file = file
         self._reading = reading
         self._image_fields = list(image_fields)
         self._classes = classes
@@ -266,6 +278,7 @@ class RowsShard(Shard):
 
     def __init__(self, rows: Rows, start: int, num_rows: int) -> None:
         self.name = f"rows {start} to {start + num_rows - 1}"
+        self.file = ""  # the data set itself
         self.num_rows = num_rows
         self._rows = rows.select(np.arange(start, start + num_rows))
 
@@ -273,6 +286,10 @@ class RowsShard(Shard):
         for start in range(first, len(self._rows), AT_A_TIME):
             places = np.arange(start, min(start + AT_A_TIME, len(self._rows)))
             yield Chunk(start, self._rows.select(places))
+
+    def row_of(self, chunk: Chunk, place: int) -> int:
+        assert chunk.rows is not None
+        return chunk.rows.position(place)
 
 
 class HubShard(Shard):
@@ -286,13 +303,13 @@ class HubShard(Shard):
         features: of its columns, as `datasets` writes them down.
     """
 
-    attempts = 4
+    attempts = ATTEMPTS
 
     def __init__(
         self, dataset: Any, number: int, *, reading: Reading, image_column: str,
         features: dict[str, Any],
     ) -> None:  # fmt: skip
-        self.name = f"shard {number} of {dataset.num_shards}"
+        self.name = self.file = f"shard {number} of {dataset.num_shards}"
         self._dataset = dataset
         self._number = number
         self._reading = reading
@@ -439,6 +456,15 @@ def _download(address: str) -> bytes:
     # What a stranger wrote down may not lead to a file here, nor anywhere but to the hub.
     if not address.rpartition("::")[2].startswith("hf://"):
         raise OSError(f"{address!r} is no address on the hub")
-    with xopen(address, "rb") as stream:
-        content: bytes = stream.read()
-    return content
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            with xopen(address, "rb") as stream:
+                content: bytes = stream.read()
+            return content
+        except FileNotFoundError:
+            raise
+        except Exception as error:  # a lost connection has its own class in three libraries
+            if attempt == ATTEMPTS:
+                raise OSError(f"{address!r}: {type(error).__name__}: {error}") from error
+            time.sleep(2.0**attempt)
+    raise AssertionError
