@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
+from zlib import crc32
 
 import numpy as np
 
@@ -103,6 +104,71 @@ def filtered(rows: StoredRows, filters: Filters | None, *, option: str) -> Kept:
             f"{removed[most]:,}"
         )
     return Kept(rows, removed, total)
+
+
+class RowFilters:
+    """Filters of rows that are looked at some at a time.
+
+    Args:
+        filters: what the rows have to be.
+        option: the YAML key of the filters, for messages.
+    """
+
+    def __init__(self, filters: Filters, *, option: str) -> None:
+        self._filters = filters
+        self._option = option
+
+    @property
+    def digest(self) -> int:
+        """A number that changes with the filters."""
+        return crc32(repr(self._filters).encode())
+
+    def check(self, rows: StoredRows) -> None:
+        """Look at some rows for whether all rows can be.
+
+        Raises:
+            UserError: a column is missing, or a bound is no bound.
+        """
+        asked = _Asked(rows, self._filters, self._option)
+        for _ in (*asked.of_rows(), *asked.of_captions()):
+            pass
+
+    def left(self, rows: StoredRows) -> list[CaptionsLeft | None]:
+        """What is left of the captions of each row; None where the row is left out."""
+        asked = _Asked(rows, self._filters, self._option)
+        fits = np.ones(len(rows), bool)
+        try:
+            for _, fitting in asked.of_rows():
+                fits &= fitting
+        except UserError:  # none of them says what is asked
+            return [None] * len(rows)
+        rules = [rule for _, rule in asked.of_captions()]
+        return [_left(rows, row, rules) if fits[row] else None for row in range(len(rows))]
+
+
+class CaptionsLeft(NamedTuple):
+    """The captions of a row that fit, and how many of them each of several columns gave."""
+
+    texts: list[str]
+    counts: np.ndarray | None
+
+
+def _left(
+    rows: StoredRows, row: int, rules: list[Callable[[pa.Array], np.ndarray]]
+) -> CaptionsLeft | None:
+    import pyarrow as pa
+
+    texts, counts = rows.captions(row), rows.caption_counts(row)
+    column = None if counts is None else np.repeat(np.arange(len(counts)), counts)
+    for rule in rules if texts else ():
+        fits = np.flatnonzero(rule(pa.array(texts, pa.string())))
+        texts = [texts[place] for place in fits]
+        column = None if column is None else column[fits]
+    if rules and not texts:
+        return None
+    if counts is not None and column is not None:
+        counts = np.bincount(column, minlength=len(counts))
+    return CaptionsLeft(texts, counts)
 
 
 class _Asked:

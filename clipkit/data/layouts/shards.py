@@ -38,10 +38,15 @@ class TarSource(Source):
         samples: where the fields of every sample are.
         image_fields: the fields that are pictures; the first one that a sample has counts.
         classes: names of the classes that the field `cls` counts.
+        columns: the fields of the JSON objects; those of the first one if None.
     """
 
     def __init__(
-        self, samples: Samples, image_fields: Sequence[str], classes: list[str] | None = None
+        self,
+        samples: Samples,
+        image_fields: Sequence[str],
+        classes: list[str] | None = None,
+        columns: Sequence[str] | None = None,
     ) -> None:
         self._shards = OpenFiles(samples.shards)
         self._shard = samples.shard
@@ -57,9 +62,12 @@ class TarSource(Source):
             for field, places in samples.members.items()
             if f".{field}" not in IMAGE_SUFFIXES and field not in image_fields
         }
-        record = next(filter(None, self._records()), {}) if "json" in self._members else {}
+        if "json" not in self._members:
+            columns = ()
+        elif columns is None:
+            columns = [storable(name) for name in next(filter(None, self._records()), {})]
         self.columns = [field for field in self._members if field != "json"]
-        self.columns += [n for n in map(storable, record) if n not in self._members]
+        self.columns += [name for name in columns if name not in self._members]
         self.objects = ["json"] if "json" in self._members else []
 
     def __len__(self) -> int:

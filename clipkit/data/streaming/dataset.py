@@ -36,6 +36,12 @@ class RowsInHand(Rows):
             raise BrokenRowError(*row.fault)
         return row.captions
 
+    def caption_counts(self, index: int) -> np.ndarray | None:
+        return self.rows[index].counts
+
+    def negatives(self) -> Rows:
+        return NegativesInHand(self)
+
     def key(self, index: int) -> str:
         return self.rows[index].key
 
@@ -51,6 +57,16 @@ class RowsInHand(Rows):
 
     def select(self, index: Sequence[int] | np.ndarray[Any, Any]) -> NoReturn:
         raise NotImplementedError
+
+
+class NegativesInHand(RowsInHand):
+    """The same rows with what is no caption of theirs in the captions' place."""
+
+    def __init__(self, rows: RowsInHand) -> None:
+        self._of = rows
+
+    def captions(self, index: int) -> list[str]:
+        return list(self._of.rows[index].negatives)
 
 
 class StreamedPairs(Dataset[Sample]):

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from clipkit.data.broken import CANNOT_BE_READ, WRONG_TYPE, BrokenRowError, finding_broken
+from clipkit.data.filters import CaptionsLeft, RowFilters
 from clipkit.data.identity import image_id
 from clipkit.data.rows import Picture
 from clipkit.data.streaming.dealing import ALL, Already, Read, Share
@@ -34,6 +35,8 @@ class StreamedRow(NamedTuple):
     key: str
     shard: str  # that a user can look the row up in
     row: int  # in it
+    counts: np.ndarray | None = None  # how many captions each of several columns gave
+    negatives: Sequence[str] = ()  # what is no caption of it
     fault: tuple[str, str] | None = None  # reason and detail
 
 
@@ -73,6 +76,7 @@ class RankStream:
         seed: of the order within windows: drawn from (*seed, number of the window).
         held_out: ids of pictures that are not trained.
         every_caption: whether each caption of a row makes a pair.
+        filters: what a row has to be, as if there were no others.
         window_rows: rows of a window.
         window_bytes: what its pictures may take.
         open_shards: how many are read in turn.
@@ -87,6 +91,7 @@ class RankStream:
         seed: tuple[int, ...],
         held_out: frozenset[int],
         every_caption: bool,
+        filters: RowFilters | None,
         window_rows: int,
         window_bytes: int,
         open_shards: int,
@@ -97,6 +102,7 @@ class RankStream:
         self._seed = seed
         self._held_out = held_out
         self._every_caption = every_caption
+        self._filters = filters
         self._window_rows = window_rows
         self._window_bytes = window_bytes
         self._open_shards = open_shards
@@ -154,11 +160,10 @@ class RankStream:
         while True:
             try:
                 for chunk in shard.chunks(first):
+                    left = self._left(chunk)
                     for place in range(len(chunk)):
                         row = chunk.first + place
-                        made = None
-                        if self._is_wanted(share, row):
-                            made = made_of(chunk, place, shard, _number(share.shard, row))
+                        made = self._made(share, chunk, place, left)
                         first = row + 1  # what was handed out does not come again
                         if made is not None:
                             yield row, made
@@ -175,11 +180,28 @@ class RankStream:
                     number = _number(share.shard, first)
                     fault = (SHARD_CANNOT_BE_READ, detail)
                     row = shard.start + first
-                    yield (
-                        first,
-                        StreamedRow(0, number, None, [], shard.name, shard.file, row, fault),
-                    )
+                    told = StreamedRow(0, number, None, [], shard.name, shard.file, row)
+                    yield first, told._replace(fault=fault)
                 return
+
+    def _left(self, chunk: Chunk) -> Sequence[CaptionsLeft | None] | None:
+        """What filters leave of a chunk's rows; None where there is nothing to filter."""
+        if self._filters is None or chunk.rows is None:
+            return None
+        return self._filters.left(chunk.rows)
+
+    def _made(
+        self, share: Share, chunk: Chunk, place: int, left: Sequence[CaptionsLeft | None] | None
+    ) -> StreamedRow | None:
+        """A row of a chunk; None where it is another rank's, was read before or is left out."""
+        row = chunk.first + place
+        kept = None if left is None else left[place]
+        if not self._is_wanted(share, row) or (left is not None and kept is None):
+            return None
+        made = made_of(chunk, place, self._shards[share.shard], _number(share.shard, row))
+        if kept is None or made.fault is not None:
+            return made
+        return made._replace(captions=kept.texts, counts=kept.counts)
 
     def _is_wanted(self, share: Share, row: int) -> bool:
         return row % share.of == share.part and not self._already.has(share.shard, row)
@@ -207,7 +229,13 @@ def made_of(chunk: Chunk, place: int, shard: Shard, number: int) -> StreamedRow:
         made = made._replace(key=chunk.rows.key(place) or made.key)
         with finding_broken():
             picture, captions = chunk.rows.image(place), chunk.rows.captions(place)
-        return made._replace(picture=picture, captions=captions)
+        negatives = chunk.rows.negatives()
+        return made._replace(
+            picture=picture,
+            captions=captions,
+            counts=chunk.rows.caption_counts(place),
+            negatives=() if negatives is None else negatives.captions(place),
+        )
     except BrokenRowError as error:
         return made._replace(fault=(error.reason, str(error)))
     except (ValueError, TypeError) as error:

@@ -18,7 +18,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from clipkit.data.broken import WRONG_TYPE, BrokenRowError
-from clipkit.data.layouts.columns import KEY_COLUMNS, find, read_captions, readable
+from clipkit.data.layouts.columns import (
+    KEY_COLUMNS,
+    choose_captions,
+    find,
+    named_columns,
+    read_captions,
+    read_weighed_captions,
+    readable,
+)
 from clipkit.data.layouts.fields import arrow_of, locate
 from clipkit.data.layouts.request import PictureFolder, Request
 from clipkit.data.layouts.shards import TarSource
@@ -26,7 +34,7 @@ from clipkit.data.layouts.tables import class_names, open_arrow
 from clipkit.data.layouts.tar_index import Samples
 from clipkit.data.layouts.tar_members import members
 from clipkit.data.picture_files import ImageDecodeError
-from clipkit.data.rows import Picture, Rows, Source, StoredRows, file_size
+from clipkit.data.rows import Picture, Source, StoredRows, file_size
 
 AT_A_TIME = 64
 """Rows of a shard that are in memory beside those of a window."""
@@ -42,7 +50,7 @@ class Chunk(NamedTuple):
     """Some rows of a shard in a row, or one of which nothing can be made."""
 
     first: int  # the number of the first one within the shard
-    rows: Rows | None
+    rows: StoredRows | None
     fault: BrokenRowError | None = None
 
     def __len__(self) -> int:
@@ -76,12 +84,20 @@ class Reading:
 
     Args:
         request: what the user asked.
-        captions: the columns that captions come from.
+        model: some rows, whose columns decide.
+
+    Raises:
+        UserError: they have no captions, or not those that were asked for.
     """
 
-    def __init__(self, request: Request, captions: Sequence[str]) -> None:
+    def __init__(self, request: Request, model: Source) -> None:
         self._request = request
-        self.captions = list(captions)
+        self._groups = choose_captions(request, model)
+        self.captions = [column for group in self._groups for column in group]
+        wanted = request.negative_column
+        self._negatives = wanted and named_columns(request, model, "negative_column", wanted)
+        self.columns = list(model.columns)
+        self.rows(model)  # so that a column that holds no text is refused here
 
     def rows(self, source: Source, names: pa.Array | None = None) -> StoredRows:
         """Pictures and columns as rows.
@@ -93,9 +109,21 @@ class Reading:
         Raises:
             UserError: the columns hold no captions.
         """
-        present = [column for column in self.captions if locate(source, column) is not None]
-        captions = read_captions(self._request, source, present)
-        return StoredRows(source, captions=captions, keys=_keys(source) if names is None else names)
+        keys = _keys(source) if names is None else names
+        groups = [_present(source, group) for group in self._groups]
+        counts = negatives = None
+        if isinstance(self._request.caption_column, dict):
+            captions, counts = read_weighed_captions(self._request, source, groups)
+        else:
+            captions = read_captions(self._request, source, [c for group in groups for c in group])
+        if self._negatives:
+            wrong = _present(source, self._negatives)
+            negatives = read_captions(self._request, source, wrong)
+        return StoredRows(source, captions=captions, keys=keys, counts=counts, negatives=negatives)
+
+
+def _present(source: Source, columns: Sequence[str]) -> list[str]:
+    return [column for column in columns if locate(source, column) is not None]
 
 
 class TableChunk(Source):
@@ -267,7 +295,7 @@ class TarShard(Shard):
             fields = [field for field in self._image_fields if field in index.members]
             if not fields:
                 raise BrokenRowError(WRONG_TYPE, "the sample holds no picture")
-            source = TarSource(index, fields, self._classes)
+            source = TarSource(index, fields, self._classes, self._reading.columns)
             return self._reading.rows(source, index.names)
 
         return rows
@@ -276,7 +304,7 @@ class TarShard(Shard):
 class RowsShard(Shard):
     """Some rows that can be read in any order."""
 
-    def __init__(self, rows: Rows, start: int, num_rows: int) -> None:
+    def __init__(self, rows: StoredRows, start: int, num_rows: int) -> None:
         self.name = f"rows {start} to {start + num_rows - 1}"
         self.file = ""  # the data set itself
         self.num_rows = num_rows
