@@ -181,6 +181,10 @@ class _Asked:
 
     def of_rows(self) -> Iterator[tuple[str, np.ndarray]]:
         """Yield which rows fit each filter that looks at columns."""
+        with self.rows.together(self._columns()):
+            yield from self._of_columns()
+
+    def _of_columns(self) -> Iterator[tuple[str, np.ndarray]]:
         filters = self.filters
         for name, bounds in (filters.columns or {}).items():
             low, high = self._range(f"columns.{name}", bounds)
@@ -220,6 +224,19 @@ class _Asked:
             sides.append(np.where(values > 0, values, np.nan))
         width, height = sides
         return np.minimum(width, height), np.maximum(width, height) / np.minimum(width, height)
+
+    def _columns(self) -> list[str]:
+        """The columns that may be looked at, as far as they are there."""
+        from clipkit.data.layouts.columns import find
+
+        filters, there = self.filters, self.rows.columns
+        names = [
+            *(filters.columns or {}),
+            filters.width_column or find(there, WIDTH_COLUMNS),
+            filters.height_column or find(there, HEIGHT_COLUMNS),
+            filters.language_column or find(there, LANGUAGE_COLUMNS),
+        ]
+        return [name for name in names if name in there]
 
     def _column(self, option: str, names: tuple[str, ...], *, needed_by: str) -> str:
         from clipkit.data.layouts.columns import find

@@ -10,6 +10,7 @@ import os
 from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from copy import copy
 from hashlib import blake2b
 from typing import Any, NamedTuple, overload
@@ -75,6 +76,11 @@ class Source(ABC):
     @abstractmethod
     def column(self, name: str) -> pa.ChunkedArray:
         """One of `columns`, whole."""
+
+    @contextmanager
+    def together(self, names: Sequence[str]) -> Iterator[None]:
+        """While it lasts, these columns are at hand; what holds several of them is read once."""
+        yield
 
     def stamp(self) -> bytes | None:
         """Changes where a file that holds pictures is written again; None where there is none."""
@@ -447,6 +453,10 @@ class StoredRows(Rows):
         """
         self._check(name)
         return self._taken(self._source.column(name))
+
+    def together(self, names: Sequence[str]) -> AbstractContextManager[None]:
+        """While it lasts, these columns are at hand; what holds several of them is read once."""
+        return self._source.together(names)
 
     def _with(self, **changed: Any) -> StoredRows:
         rows = copy(self)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import os
 import tarfile
 from itertools import islice
@@ -12,8 +13,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from clipkit.data.filters import Filters, filtered
 from clipkit.data.layouts import open_files, open_layout, tar_index
 from clipkit.data.layouts.request import FileError
+from clipkit.data.layouts.shards import TarSource
 from clipkit.data.layouts.tar_index import list_samples
 from clipkit.data.layouts.tar_members import members
 
@@ -169,3 +172,27 @@ def test_more_shards_than_files_may_be_open(tmp_path: Path) -> None:
         os._exit(0 if same else 1)
     assert all(rows.image(row) for row in order)
     assert os.waitpid(child, 0)[1] == 0
+
+
+def test_the_json_of_a_sample_is_parsed_once_for_several_columns(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = {"caption_1": "a", "caption_2": "b", "wrong": "c", "width": 9, "height": 9, "n": 1}
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        for number in range(50):
+            for field, content in (("jpg", b"x"), ("json", json.dumps(record).encode())):
+                member = tarfile.TarInfo(f"{number}.{field}")
+                member.size = len(content)
+                archive.addfile(member, io.BytesIO(content))
+    read: list[int] = []
+    of_file = TarSource._read
+    monkeypatch.setattr(TarSource, "_read", lambda *its: (read.append(1), of_file(*its))[1])
+    options = {"caption_column": "caption_*", "negative_column": "wrong"}
+    rows = open_layout(str(tmp_path), **options).split("train")  # type: ignore[arg-type]
+    assert rows.captions(7) == ["a", "b"]
+    assert rows.column("n") == [1] * 50
+    assert len(read) == 1 + 50 + 50  # the first one tells the columns
+    read.clear()
+    filters = Filters(min_side=1, max_aspect_ratio=2, columns={"n": (0, 1)})
+    assert len(filtered(rows, filters, option="filters").rows) == 50
+    assert len(read) == 50

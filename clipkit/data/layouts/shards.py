@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from hashlib import blake2b
 from itertools import islice
 from typing import Any
@@ -52,6 +53,7 @@ class TarSource(Source):
         self._shard = samples.shard
         self._names = samples.names
         self._classes = classes
+        self._at_hand: dict[str, pa.ChunkedArray] = {}
         # (N, 2): a picture may be .jpg here and .png there.
         self._images = samples.members[image_fields[0]]
         for field in image_fields[1:]:
@@ -86,9 +88,18 @@ class TarSource(Source):
             digest.update(file_stamp(shard))
         return digest.digest()
 
+    @contextmanager
+    def together(self, names: Sequence[str]) -> Iterator[None]:
+        self._at_hand = self._of_records([name for name in names if self._is_of_records(name)])
+        try:
+            yield
+        finally:
+            self._at_hand = {}
+
     def column(self, name: str) -> pa.ChunkedArray:
-        if name not in self._members:
-            return pa.chunked_array([arrow_of([record.get(name) for record in self._records()])])
+        if self._is_of_records(name):
+            at_hand = self._at_hand.get(name)
+            return self._of_records([name])[name] if at_hand is None else at_hand
         texts = self._texts(name)
         if name == "cls" and pc.all(pc.match_substring_regex(texts, r"^\d{1,18}$")).as_py():
             return texts.cast(pa.int64())
@@ -102,6 +113,17 @@ class TarSource(Source):
 
     def row_name(self, position: int) -> str:
         return str(self._names[position])
+
+    def _is_of_records(self, name: str) -> bool:
+        return name in self.columns and name not in self._members
+
+    def _of_records(self, names: Sequence[str]) -> dict[str, pa.ChunkedArray]:
+        """Fields of the JSON of every sample, which is parsed once for all of them."""
+        cells: dict[str, list[Any]] = {name: [] for name in names}
+        for record in self._records() if names else ():
+            for name, values in cells.items():
+                values.append(record.get(name))
+        return {name: pa.chunked_array([arrow_of(values)]) for name, values in cells.items()}
 
     def _texts(self, name: str) -> pa.ChunkedArray:
         """The text of one field of every sample, without blanks around it."""

@@ -111,14 +111,16 @@ class Reading:
         """
         keys = _keys(source) if names is None else names
         groups = [_present(source, group) for group in self._groups]
+        chosen = [column for group in groups for column in group]
+        wrong = _present(source, self._negatives or ())
         counts = negatives = None
-        if isinstance(self._request.caption_column, dict):
-            captions, counts = read_weighed_captions(self._request, source, groups)
-        else:
-            captions = read_captions(self._request, source, [c for group in groups for c in group])
-        if self._negatives:
-            wrong = _present(source, self._negatives)
-            negatives = read_captions(self._request, source, wrong)
+        with source.together([*chosen, *wrong]):
+            if isinstance(self._request.caption_column, dict):
+                captions, counts = read_weighed_captions(self._request, source, groups)
+            else:
+                captions = read_captions(self._request, source, chosen)
+            if self._negatives:
+                negatives = read_captions(self._request, source, wrong)
         return StoredRows(source, captions=captions, keys=keys, counts=counts, negatives=negatives)
 
 
