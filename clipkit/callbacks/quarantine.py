@@ -35,6 +35,7 @@ class _Place(NamedTuple):
 
     source: str
     split: str
+    shard: str  # of a stream
     row: int
 
 
@@ -167,20 +168,32 @@ def _counted(reasons: Counter[str]) -> str:
 
 
 def _place(split: str, broken: Broken) -> _Place:
-    return _Place(broken.source or split, split, broken.row)
+    return _Place(broken.source or split, split, broken.shard, broken.row)
 
 
 def _line(place: _Place, broken: Broken) -> str:
     said = {**place._asdict(), "key": broken.key, "reason": broken.reason, "detail": broken.detail}
+    if not place.shard:
+        del said["shard"]
     return json.dumps(said, ensure_ascii=False) + "\n"
 
 
 def _append(file: Path, lines: Sequence[str]) -> None:
     try:
+        begin = "\n" if _is_torn(file) else ""
         with file.open("a", encoding="utf-8", errors="backslashreplace") as stream:
-            stream.write("".join(lines))
+            stream.write(begin + "".join(lines))
     except OSError as error:  # a full disk; the counts are in the metrics
         log.warning("warning: %s cannot be written (%s)", file, error.strerror)
+
+
+def _is_torn(file: Path) -> bool:
+    """Whether a kill has left a file with half a line at its end."""
+    if not file.is_file() or not file.stat().st_size:
+        return False
+    with file.open("rb") as stream:
+        stream.seek(-1, os.SEEK_END)
+        return stream.read() != b"\n"
 
 
 def _named_in(file: Path | None) -> set[_Place]:
@@ -188,10 +201,12 @@ def _named_in(file: Path | None) -> set[_Place]:
     if file is None or not file.is_file():
         return set()
     named = set()
-    for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
+    # Not `splitlines`, which breaks within keys at rare separators too.
+    for line in file.read_text(encoding="utf-8", errors="replace").split("\n"):
         try:
             said = json.loads(line)
-            named.add(_Place(str(said["source"]), str(said["split"]), int(said["row"])))
-        except (ValueError, KeyError, TypeError):
+            source, split, shard = (str(said.get(of, "")) for of in ("source", "split", "shard"))
+            named.add(_Place(source, split, shard, int(said["row"])))
+        except (ValueError, KeyError, TypeError, AttributeError):
             continue  # torn by a kill
     return named

@@ -23,12 +23,13 @@ ATTEMPTS = 32
 class Broken(NamedTuple):
     """A row of which no sample could be made."""
 
-    row: int
+    row: int  # from 0, of the split as it is kept, or of the shard where there is one
     key: str
     reason: str  # to be counted: one of `picture_files.REASONS`, or a constant above
     detail: str
     stands_in: bool = False  # it was itself to stand in for another
     source: str = ""  # its name, where there are several
+    shard: str = ""  # of a stream: the file that its rows are counted in
 
 
 class BrokenRowError(Exception):
@@ -64,10 +65,15 @@ def stand_ins(number: int, *, length: int, seed: tuple[int, ...]) -> Iterator[in
         yield int(rng.integers(length))
 
 
-def nothing_usable(broken: list[Broken]) -> UserError:
-    """Return the error for a row in whose place no other could be taken either."""
+def nothing_usable(broken: list[Broken], *, hint: str = "") -> UserError:
+    """Return the error for a row in whose place no other could be taken either.
+
+    Args:
+        broken: all of them.
+        hint: what else there is to say, ending the message.
+    """
     first = broken[0]
     return UserError(
         f"data: {len(broken)} pairs tried in turn cannot be used; the first is {first.key!r} "
-        f"({first.reason}: {first.detail})"
+        f"({first.reason}: {first.detail}){hint}"
     )

@@ -44,7 +44,7 @@ class DrawnRows(Rows):
         return captions(self._drawing(index))
 
     def key(self, index: int) -> str:
-        return f"{self.split}-{self._position(index)}"
+        return f"{self.split}-{self.position(index)}"
 
     def keys(self) -> list[str]:
         return [self.key(index) for index in range(len(self))]
@@ -81,7 +81,7 @@ class DrawnRows(Rows):
         )
 
     def _drawing(self, index: int) -> Drawing:
-        return sample(self.seed, self.split, self._position(index))
+        return sample(self.seed, self.split, self.position(index))
 
     def _check(self, name: str) -> None:
         if name != "label":

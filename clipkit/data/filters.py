@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
+from zlib import crc32
 
 import numpy as np
 
@@ -105,6 +106,71 @@ def filtered(rows: StoredRows, filters: Filters | None, *, option: str) -> Kept:
     return Kept(rows, removed, total)
 
 
+class RowFilters:
+    """Filters of rows that are looked at some at a time.
+
+    Args:
+        filters: what the rows have to be.
+        option: the YAML key of the filters, for messages.
+    """
+
+    def __init__(self, filters: Filters, *, option: str) -> None:
+        self._filters = filters
+        self._option = option
+
+    @property
+    def digest(self) -> int:
+        """A number that changes with the filters."""
+        return crc32(repr(self._filters).encode())
+
+    def check(self, rows: StoredRows) -> None:
+        """Look at some rows for whether all rows can be.
+
+        Raises:
+            UserError: a column is missing, or a bound is no bound.
+        """
+        asked = _Asked(rows, self._filters, self._option)
+        for _ in (*asked.of_rows(), *asked.of_captions()):
+            pass
+
+    def left(self, rows: StoredRows) -> list[CaptionsLeft | None]:
+        """What is left of the captions of each row; None where the row is left out."""
+        asked = _Asked(rows, self._filters, self._option)
+        fits = np.ones(len(rows), bool)
+        try:
+            for _, fitting in asked.of_rows():
+                fits &= fitting
+        except UserError:  # none of them says what is asked
+            return [None] * len(rows)
+        rules = [rule for _, rule in asked.of_captions()]
+        return [_left(rows, row, rules) if fits[row] else None for row in range(len(rows))]
+
+
+class CaptionsLeft(NamedTuple):
+    """The captions of a row that fit, and how many of them each of several columns gave."""
+
+    texts: list[str]
+    counts: np.ndarray | None
+
+
+def _left(
+    rows: StoredRows, row: int, rules: list[Callable[[pa.Array], np.ndarray]]
+) -> CaptionsLeft | None:
+    import pyarrow as pa
+
+    texts, counts = rows.captions(row), rows.caption_counts(row)
+    column = None if counts is None else np.repeat(np.arange(len(counts)), counts)
+    for rule in rules if texts else ():
+        fits = np.flatnonzero(rule(pa.array(texts, pa.string())))
+        texts = [texts[place] for place in fits]
+        column = None if column is None else column[fits]
+    if rules and not texts:
+        return None
+    if counts is not None and column is not None:
+        counts = np.bincount(column, minlength=len(counts))
+    return CaptionsLeft(texts, counts)
+
+
 class _Asked:
     """The filters that are asked for, by their names."""
 
@@ -115,6 +181,10 @@ class _Asked:
 
     def of_rows(self) -> Iterator[tuple[str, np.ndarray]]:
         """Yield which rows fit each filter that looks at columns."""
+        with self.rows.together(self._columns()):
+            yield from self._of_columns()
+
+    def _of_columns(self) -> Iterator[tuple[str, np.ndarray]]:
         filters = self.filters
         for name, bounds in (filters.columns or {}).items():
             low, high = self._range(f"columns.{name}", bounds)
@@ -154,6 +224,19 @@ class _Asked:
             sides.append(np.where(values > 0, values, np.nan))
         width, height = sides
         return np.minimum(width, height), np.maximum(width, height) / np.minimum(width, height)
+
+    def _columns(self) -> list[str]:
+        """The columns that may be looked at, as far as they are there."""
+        from clipkit.data.layouts.columns import find
+
+        filters, there = self.filters, self.rows.columns
+        names = [
+            *(filters.columns or {}),
+            filters.width_column or find(there, WIDTH_COLUMNS),
+            filters.height_column or find(there, HEIGHT_COLUMNS),
+            filters.language_column or find(there, LANGUAGE_COLUMNS),
+        ]
+        return [name for name in names if name in there]
 
     def _column(self, option: str, names: tuple[str, ...], *, needed_by: str) -> str:
         from clipkit.data.layouts.columns import find

@@ -5,12 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from clipkit.data.caption_choice import CaptionChoice, CaptionPolicy
-from clipkit.data.filters import Filters
+from clipkit.data.filters import Filters, RowFilters
 from clipkit.data.images import Augmentation
 from clipkit.data.pair_source import PairSource, StoredPairs
 from clipkit.data.pairs import TRAIN, PairDataModule
 from clipkit.data.streaming import Streaming
-from clipkit.data.streaming.options import refuse_beside_streaming
 from clipkit.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -123,14 +122,6 @@ class HuggingFacePairs(PairDataModule):
         )
         self.stored = StoredPairs(source, option="data", cache_folder=cache_folder)
         self.streaming = Streaming() if streaming is True else (streaming or None)
-        if self.streaming is not None:
-            refuse_beside_streaming(
-                {
-                    "caption_column": caption_column if isinstance(caption_column, dict) else None,
-                    "negative_column": negative_column,
-                    "filters": filters,
-                }
-            )
         self._splits: StreamedSplits | None = None
 
     def load(self, split: str) -> Rows:
@@ -155,8 +146,13 @@ class HuggingFacePairs(PairDataModule):
     def stream(self) -> Stream | None:
         if self.streaming is None:
             return None
-        splits = self._streamed_splits(self.streaming)
-        return splits.stream(seed=self.seed, every_caption=self.captions == "all")
+        filters = self.stored.source.filters
+        return self._streamed_splits(self.streaming).stream(
+            seed=self.seed,
+            every_caption=self.captions == "all",
+            negatives=self.stored.source.negative_column is not None,
+            filters=None if filters is None else RowFilters(filters, option="data.filters"),
+        )
 
     def describe(self) -> str:
         if self.streaming is not None:
@@ -165,7 +161,7 @@ class HuggingFacePairs(PairDataModule):
 
     def fingerprint(self) -> str:
         if self.streaming is not None:
-            return self._streamed_splits(self.streaming).fingerprint
+            return self.stored.chosen_of(self._streamed_splits(self.streaming).fingerprint)
         return self.stored.fingerprint()
 
     def _streamed_splits(self, options: Streaming) -> StreamedSplits:
@@ -188,9 +184,11 @@ class HuggingFacePairs(PairDataModule):
         return open_stream(
             self.stored.source.dataset,
             image_column=image_column,
-            caption_column=caption_column,
+            caption_column=caption_column or self.stored.source.caption_column,
+            negative_column=self.stored.source.negative_column,
             caption_template=self.stored.source.caption_template,
             image_folder=self.stored.source.image_folder,
+            cache_folder=self.stored.cache_folder,
         )
 
 

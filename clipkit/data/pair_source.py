@@ -140,7 +140,10 @@ class StoredPairs:
 
     def fingerprint(self) -> str:
         """Return a digest that changes with the data, and with what of it is trained on."""
-        fingerprint = self._layout().fingerprint
+        return self.chosen_of(self._layout().fingerprint)
+
+    def chosen_of(self, fingerprint: str) -> str:
+        """Return a digest of data and of what of it is trained on, of the digest of the data."""
         columns, filters = self.source.caption_column, self.source.filters
         chosen = [part for part in (isinstance(columns, dict) and columns, filters) if part]
         if not chosen:

@@ -11,6 +11,7 @@ import logging
 import os
 from abc import abstractmethod
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import lightning as L
@@ -216,7 +217,7 @@ class PairDataModule(L.LightningDataModule):
         )
         within = start.batches or stream is not None
         for name, now in self._deciding_order().items() if within else ():
-            if state_dict.get(name) != now:
+            if state_dict.get(name, 0) != now:
                 raise UserError(
                     f"data: the checkpoint stands within an epoch, {start.batches:,} batches into "
                     f"it, and was trained with {name.replace('_', ' ')} {state_dict.get(name)}, "
@@ -257,13 +258,15 @@ class PairDataModule(L.LightningDataModule):
     def _stream_loader(self, streamed: StreamTraining) -> DataLoader[PairBatch]:
         from clipkit.data.streaming.dataset import RowsInHand
 
-        rows = RowsInHand()
+        rows, choice = RowsInHand(), self.caption_choice()
         pairs = PairDataset(
             rows,
             pixels=self._pixels(),
             sizes=self.image_sizes,
             augment=self.augment,
-            captions=CaptionChoice("first" if self.captions == "all" else self.captions),
+            # Where each caption makes a pair, a row of the stream is one.
+            captions=replace(choice, policy="first") if choice.policy == "all" else choice,
+            negatives=rows.negatives() if streamed.negatives else None,
             seed=self.seed,
         )
         prepare = self._preparation(pairs)
@@ -277,7 +280,7 @@ class PairDataModule(L.LightningDataModule):
             world_size=self._world_size,
             batch_size=self.batch_size // self._world_size,
             num_workers=workers,
-            collate_fn=PairCollate(self._tokenizer()),
+            collate_fn=PairCollate(self._tokenizer(), negatives=streamed.negatives),
             pin_memory=torch.cuda.is_available(),
             persistent_workers=workers > 0,
         )

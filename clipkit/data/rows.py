@@ -10,6 +10,7 @@ import os
 from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from copy import copy
 from hashlib import blake2b
 from typing import Any, NamedTuple, overload
@@ -75,6 +76,11 @@ class Source(ABC):
     @abstractmethod
     def column(self, name: str) -> pa.ChunkedArray:
         """One of `columns`, whole."""
+
+    @contextmanager
+    def together(self, names: Sequence[str]) -> Iterator[None]:
+        """While it lasts, these columns are at hand; what holds several of them is read once."""
+        yield
 
     def stamp(self) -> bytes | None:
         """Changes where a file that holds pictures is written again; None where there is none."""
@@ -306,7 +312,8 @@ class Rows(Sequence[Row], ABC):
         """All the rows of which these were selected."""
         return self
 
-    def _position(self, index: int) -> int:
+    def position(self, index: int) -> int:
+        """Where a row stands among all of which these were selected."""
         if not -len(self) <= index < len(self):
             raise IndexError(f"row {index} of {len(self)}")
         index %= len(self)
@@ -350,13 +357,13 @@ class StoredRows(Rows):
         return len(self._source) if self._index is None else len(self._index)
 
     def image(self, index: int) -> Picture:
-        return self._source.image(self._position(index))
+        return self._source.image(self.position(index))
 
     def captions(self, index: int) -> list[str]:
-        return caption_list(self._captions[self._position(index)].as_py())
+        return caption_list(self._captions[self.position(index)].as_py())
 
     def caption_counts(self, index: int) -> np.ndarray | None:
-        return None if self._counts is None else self._counts[self._position(index)]
+        return None if self._counts is None else self._counts[self.position(index)]
 
     def negatives(self) -> StoredRows | None:
         if self._negatives is None:
@@ -364,7 +371,7 @@ class StoredRows(Rows):
         return self._with(_captions=self._negatives, _counts=None, _negatives=None)
 
     def key(self, index: int) -> str:
-        return str(self._keys[self._position(index)].as_py())
+        return str(self._keys[self.position(index)].as_py())
 
     def keys(self) -> list[str]:
         keys: list[str] = self._taken(self._keys).to_pylist()
@@ -410,7 +417,7 @@ class StoredRows(Rows):
         """The same rows with other captions, one list a row."""
         everywhere: list[list[str] | None] = [None] * len(self._source)
         for index, texts in enumerate(captions):
-            everywhere[self._position(index)] = texts
+            everywhere[self.position(index)] = texts
         array = pa.array(everywhere, pa.list_(pa.string()))
         return self._with(_captions=array, _counts=None)
 
@@ -446,6 +453,10 @@ class StoredRows(Rows):
         """
         self._check(name)
         return self._taken(self._source.column(name))
+
+    def together(self, names: Sequence[str]) -> AbstractContextManager[None]:
+        """While it lasts, these columns are at hand; what holds several of them is read once."""
+        return self._source.together(names)
 
     def _with(self, **changed: Any) -> StoredRows:
         rows = copy(self)

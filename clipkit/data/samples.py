@@ -121,9 +121,9 @@ class PairDataset(Dataset[Sample]):
                 return self.sample(number, key.epoch)._replace(broken=broken)
             except BrokenRowError as error:
                 row, _ = self._locate(number)
-                name, reason = self.rows.key(row), error.reason
+                place, name = self.rows.position(row), self.rows.key(row)
                 stands_in = bool(broken)
-                broken.append(Broken(row, name, reason, str(error), stands_in, self.source))
+                broken.append(Broken(place, name, error.reason, str(error), stands_in, self.source))
         raise nothing_usable(broken)
 
     def sample(self, number: int, epoch: int) -> Sample:

@@ -11,8 +11,9 @@ import pytest
 from PIL import Image
 from pyarrow import parquet
 
-from clipkit.data import HuggingFacePairs
-from clipkit.data.broken import ATTEMPTS
+from clipkit.callbacks import quarantine
+from clipkit.data import Filters, HuggingFacePairs
+from clipkit.data.broken import ATTEMPTS, Broken
 from clipkit.errors import UserError
 from clipkit.tokenizer import Tokenizer
 
@@ -99,11 +100,11 @@ def test_what_stands_in_is_a_function_of_the_seed(many):
             num_workers=workers, seed=3,
         )  # fmt: skip
         data.setup("fit")
-        return list(data.train_dataloader())
+        return data.load("train"), list(data.train_dataloader())
 
     for path in sorted(many.glob("*.png"))[::25]:
         damage(path, "truncated")
-    alone, shared = batches(0), batches(2)
+    (train, alone), (_, shared) = batches(0), batches(2)
     assert Counter(len(batch["rows"]) for batch in alone) == {20: 19}
     assert sum(not b.stands_in for batch in alone for b in batch["broken"]) > 10
     for ours, theirs in zip(alone, shared, strict=True):
@@ -111,7 +112,44 @@ def test_what_stands_in_is_a_function_of_the_seed(many):
         assert (ours["images"] == theirs["images"]).all()
         assert (ours["rows"] == theirs["rows"]).all()
         broken = {b.row for b in ours["broken"]}
-        assert not broken & set(ours["rows"].tolist())
+        assert not broken & set(map(train.position, ours["rows"].tolist()))
+
+
+def test_a_row_is_named_as_the_data_set_counts_it(many):
+    """Whatever filters and validation leave of it, and once for all its captions."""
+    damage(many / "199.png", "truncated")
+    (many / "list.csv").write_text(
+        "path,caption_1,caption_2\n"
+        + "".join(f"{n:03d}.png,{'a cat' if n % 2 else 'x'},a dog {n}\n" for n in range(400))
+    )
+    data = HuggingFacePairs(
+        str(many / "list.csv"), image_size=16, tokenizer=Tokenizer("english"), batch_size=20,
+        caption_column="caption_*", filters=Filters(min_words=2, max_words=2), captions="all",
+    )  # fmt: skip
+    data.setup("fit")
+    broken = {(b.row, b.key) for batch in data.train_dataloader() for b in batch["broken"]}
+    assert broken == {(199, "199")}
+
+
+def test_names_of_any_letters_are_read_back(tmp_path):
+    """Some separate lines to Python; and a line that a kill has torn takes no other with it."""
+    file = tmp_path / quarantine.FILE
+
+    def append(row, name):
+        found = Broken(row, name, "damaged", "", shard="shard" * (row % 2))
+        place = quarantine._place("train", found)
+        quarantine._append(file, [quarantine._line(place, found)])
+        return place
+
+    names = ("a\u2028b", "a\x85b", "a\x0cb", "\udcff\n")
+    places = {append(row, name) for row, name in enumerate(names)}
+    assert len(places) == len(names)
+    assert quarantine._named_in(file) == places
+    with file.open("a") as stream:
+        stream.write('{"source": "train", "ro')
+    assert quarantine._named_in(file) == places
+    places.add(append(7, "behind it"))
+    assert quarantine._named_in(file) == places
 
 
 def test_nothing_but_broken_pictures(many):

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+import json
 import os
 import tarfile
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from clipkit.data.filters import Filters, filtered
 from clipkit.data.layouts import open_files, open_layout, tar_index
+from clipkit.data.layouts.request import FileError
+from clipkit.data.layouts.shards import TarSource
 from clipkit.data.layouts.tar_index import list_samples
 from clipkit.data.layouts.tar_members import members
 
@@ -45,6 +51,60 @@ def test_members_are_those_of_tarfile(form: int, tmp_path: Path) -> None:
         expected = [(m.name, m.offset_data, m.size) for m in archive if m.isfile()]
     assert list(members(str(path))) == expected
     assert len(expected) == 100
+
+
+def header(name: str, **fields: bytes) -> bytes:
+    """A member's header with other bytes at some places, and the sum that fits them."""
+    places = {"size": 124, "type": 156, "sparse": 386, "whole": 483}
+    found = bytearray(tarfile.TarInfo(name).tobuf(tarfile.GNU_FORMAT))
+    for field, content in fields.items():
+        found[places[field] : places[field] + len(content)] = content
+    found[148:156] = b" " * 8
+    found[148:156] = b"%06o\0 " % sum(found)
+    return bytes(found)
+
+
+@pytest.mark.parametrize("said", [b"-1000", b"-1", b"1_0", b"+10", b"0o10", b"9", b"1 1"])
+@pytest.mark.parametrize("kind", [b"0", b"L", b"x", b"V"])
+@pytest.mark.parametrize("first", [True, False])
+def test_sizes_that_are_none(said: bytes, kind: bytes, first: bool, tmp_path: Path) -> None:
+    whole = b"" if first else header("0.jpg", size=b"0")
+    odd = header("1.jpg", size=said.ljust(12, b"\0"), type=kind)
+    (tmp_path / "a.tar").write_bytes(whole + odd + bytes(1024))
+    with contextlib.suppress(FileError):
+        assert len(list(islice(members(str(tmp_path / "a.tar")), 9))) < 3
+
+
+@pytest.mark.parametrize("said", [b"00000000003", b"3", b"  3", b"3 ", b"0000003\0"])
+def test_sizes_are_padded_as_they_may_be(said: bytes, tmp_path: Path) -> None:
+    plain = header("1.jpg", size=said.ljust(12, b"\0")) + b"abc".ljust(512, b"\0")
+    (tmp_path / "a.tar").write_bytes(header("0.jpg") + plain + bytes(1024))
+    assert list(members(str(tmp_path / "a.tar"))) == [("0.jpg", 512, 0), ("1.jpg", 1024, 3)]
+
+
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("form", ["gnu", "pax"])
+def test_sparse_members_are_refused_by_name(form: str, first: bool, tmp_path: Path) -> None:
+    """Of such a member the tar holds pieces, and its size is that of the whole."""
+    path = tmp_path / "a.tar"
+    piece = b"abc".ljust(512, b"\0")
+    with tarfile.open(path, "w") as archive:
+        if not first:
+            archive.addfile(tarfile.TarInfo("0.jpg"))
+        member = tarfile.TarInfo("holes.jpg")
+        member.pax_headers = {"GNU.sparse.map": "0,3", "GNU.sparse.size": "9000"}
+        member.size = 3
+        if form == "pax":
+            archive.addfile(member, io.BytesIO(b"abc"))
+        else:
+            assert archive.fileobj is not None
+            map_of_pieces = b"%011o\0%011o\0" % (0, 3)
+            odd = {"size": b"%011o\0" % 3, "sparse": map_of_pieces, "whole": b"%011o\0" % 9000}
+            archive.fileobj.write(header("holes.jpg", type=b"S", **odd) + piece)
+    with tarfile.open(path) as archive:
+        assert archive.getmember("holes.jpg").size == 9000
+    with pytest.raises(FileError, match=r"'holes\.jpg' is kept sparse; pack it again"):
+        list(members(str(path)))
 
 
 @pytest.fixture
@@ -112,3 +172,27 @@ def test_more_shards_than_files_may_be_open(tmp_path: Path) -> None:
         os._exit(0 if same else 1)
     assert all(rows.image(row) for row in order)
     assert os.waitpid(child, 0)[1] == 0
+
+
+def test_the_json_of_a_sample_is_parsed_once_for_several_columns(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = {"caption_1": "a", "caption_2": "b", "wrong": "c", "width": 9, "height": 9, "n": 1}
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        for number in range(50):
+            for field, content in (("jpg", b"x"), ("json", json.dumps(record).encode())):
+                member = tarfile.TarInfo(f"{number}.{field}")
+                member.size = len(content)
+                archive.addfile(member, io.BytesIO(content))
+    read: list[int] = []
+    of_file = TarSource._read
+    monkeypatch.setattr(TarSource, "_read", lambda *its: (read.append(1), of_file(*its))[1])
+    options = {"caption_column": "caption_*", "negative_column": "wrong"}
+    rows = open_layout(str(tmp_path), **options).split("train")  # type: ignore[arg-type]
+    assert rows.captions(7) == ["a", "b"]
+    assert rows.column("n") == [1] * 50
+    assert len(read) == 1 + 50 + 50  # the first one tells the columns
+    read.clear()
+    filters = Filters(min_side=1, max_aspect_ratio=2, columns={"n": (0, 1)})
+    assert len(filtered(rows, filters, option="filters").rows) == 50
+    assert len(read) == 50

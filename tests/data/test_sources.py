@@ -354,19 +354,6 @@ def test_no_filter_reads_a_picture(scored, tokenizer, monkeypatch):
     assert len(module_of(scored, tokenizer, filters=filters).load("train")) > 10
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        {"negative_column": "captions"},
-        {"filters": Filters(min_words=3)},
-        {"caption_column": {"captions": 1.0}},
-    ],
-)
-def test_what_streams_do_not_do_is_said(scored, tokenizer, arguments):
-    with pytest.raises(UserError, match=rf"data\.{next(iter(arguments))}: .*data\.streaming"):
-        module_of(scored, tokenizer, streaming=True, **arguments)
-
-
 def test_a_stream_reads_fields_of_json_objects(table, tokenizer):
     path = table(meta=[json.dumps({"caption": f"caption {n}"}) for n in range(60)])
     data = module_of(path, tokenizer, caption_column="meta.caption", streaming=True)

@@ -793,6 +793,10 @@ def fit_on(path: str) -> Words:
     return ["fit", *RECIPE[:-1], path]
 
 
+def stream_of(path: str) -> Words:
+    return [*fit_on(path), "--data.streaming=true", "--trainer.max_steps=2"]
+
+
 @case
 def tar_that_leads_out(place: Place) -> list[Words]:
     folder = place.inside / "tars"
@@ -839,6 +843,36 @@ def tar_that_claims_more_than_it_is(place: Place) -> list[Words]:
     return doors
 
 
+def member_header(name: str, size: bytes, kind: bytes = b"0") -> bytes:
+    """A header of a tar whose field of the size holds these bytes."""
+    member = bytearray(tarfile.TarInfo(name).tobuf(tarfile.GNU_FORMAT))
+    member[124:136] = size.ljust(12, b"\0")
+    member[156:157] = kind
+    member[148:156] = b" " * 8
+    member[148:156] = b"%06o\0 " % sum(member)
+    return bytes(member)
+
+
+@case
+def tar_that_goes_in_circles(place: Place) -> list[Words]:
+    """Members that end where they begin, or before, and names of names of names."""
+    doors = []
+    for name, members in {
+        "octal": member_header("1.png", b"-1000"),
+        "back": member_header("1.png", b"-3000"),
+        "base256": member_header("1.png", b"\xff" + (-512).to_bytes(11, "big", signed=True)),
+        "device": member_header("1.png", b"-1000", b"V"),
+        "name": member_header("1.png", b"-1000", b"L"),
+        "names": member_header("1.png", b"0", b"L") * 3000,
+    }.items():
+        folder = place.inside / name
+        folder.mkdir()
+        whole = member_header("0.png", b"0")
+        (folder / "train-0.tar").write_bytes(whole + members + bytes(1024))
+        doors += [fit_on(name), stream_of(name)]
+    return doors
+
+
 @case
 def lists_that_lead_out(place: Place) -> list[Words]:
     doors = []
@@ -859,6 +893,73 @@ def lists_that_lead_out(place: Place) -> list[Words]:
         ]
         (folder / "metadata.jsonl").write_text("\n".join(rows))
         doors.append(fit_on(folder.name))
+    return doors
+
+
+def secrets_of(place: Place) -> None:
+    """Tables of pictures that are nobody's business."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    captions = [f"secret {number}" for number in range(SECRETS)]
+    table = pa.table({"image": [picture()] * SECRETS, "caption": captions})
+    pq.write_table(table, place.outside / "secret.parquet")
+    with pa.ipc.new_stream(str(place.outside / "secret.arrow"), table.schema) as writer:
+        writer.write_table(table)
+
+
+@case
+def readme_that_leads_out(place: Place) -> list[Words]:
+    secrets_of(place)
+    doors = []
+    for number, prefix in enumerate(("../../outside/", f"{place.outside}/")):
+        folder = place.inside / f"hub{number}"
+        folder.mkdir()
+        config = {"config_name": "default", "data_files": f"{prefix}*.parquet"}
+        (folder / "README.md").write_text(f"---\n{json.dumps({'configs': [config]})}\n---\n")
+        doors += [fit_on(folder.name), stream_of(folder.name)]
+    return doors
+
+
+@case
+def saved_folder_that_leads_out(place: Place) -> list[Words]:
+    secrets_of(place)
+    doors = []
+    for number, prefix in enumerate(("../../outside", str(place.outside))):
+        folder = place.inside / f"saved{number}"
+        folder.mkdir()
+        files = [{"filename": f"{prefix}/secret.arrow"}]
+        (folder / "state.json").write_text(json.dumps({"_data_files": files}))
+        doors += [fit_on(folder.name), stream_of(folder.name)]
+        folder = place.inside / f"splits{number}"
+        folder.mkdir()
+        (folder / "dataset_dict.json").write_text(json.dumps({"splits": [prefix]}))
+        doors += [fit_on(folder.name), stream_of(folder.name)]
+    files = [{"filename": "secret.arrow"}]
+    (place.outside / "state.json").write_text(json.dumps({"_data_files": files}))
+    return doors
+
+
+@case
+def folders_that_say_what_cannot_be(place: Place) -> list[Words]:
+    doors = []
+    for number, (file, text) in enumerate(
+        [
+            ("README.md", "---\nconfigs: [{default: true, x: 2024-13-45}]\n---\n"),
+            ("README.md", "---\nconfigs: [{default: true, data_files: [{split: a}]}]\n---\n"),
+            ("README.md", f"---\na: {DEEP_JSON}\n---\n"),
+            ("README.md", f"---\n{LAUGHS}configs: [*a39]\n---\n"),
+            ("state.json", DEEP_JSON),
+            ("dataset_dict.json", '{"splits": {"a": 3}}'),
+            ("metadata.jsonl", '{"file_name": "0.png", "caption": ' + "1" * 5000 + "}"),
+            ("metadata.jsonl", '{"file_name": "0.png", "caption": "a", "\\ud800": 1}'),
+        ]
+    ):
+        folder = place.inside / f"said{number}"
+        folder.mkdir()
+        (folder / "0.png").write_bytes(picture())
+        (folder / file).write_text(text)
+        doors += [fit_on(folder.name), stream_of(folder.name)]
     return doors
 
 

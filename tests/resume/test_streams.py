@@ -43,6 +43,15 @@ def test_the_run_is_the_same(fit, words, options):  # noqa: F811
     assert_goes_on_alike(fit, given, [("on_train_batch_end", 0.5), ("on_validation_end", 2 / 3)])
 
 
+def test_the_run_is_the_same_with_rows_left_out_and_negatives(fit, words):  # noqa: F811
+    chosen = [
+        "--data.caption_column=id", "--data.filters.max_characters=3",
+        "--data.negative_column=caption",
+    ]  # fmt: skip
+    given = [*words("parquet", PASSES), *chosen]
+    assert_goes_on_alike(fit, given, [("on_train_batch_end", 0.5)])
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("layout", ["parquet", "arrow", "tar"])
 @pytest.mark.parametrize("options", [PASSES, STEPS], ids=["passes", "steps"])

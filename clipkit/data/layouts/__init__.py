@@ -29,7 +29,7 @@ from clipkit.data.layouts.manifests import (
     read_manifests,
     read_metadata,
 )
-from clipkit.data.layouts.request import ACCEPTED, FileError, Request
+from clipkit.data.layouts.request import ACCEPTED, Request
 from clipkit.data.layouts.shards import read_shards
 from clipkit.data.layouts.tables import TABLE_SUFFIXES, read_tables, saved_files
 from clipkit.data.rows import StoredRows
@@ -148,12 +148,8 @@ def open_layout(
         cache_folder=cache_folder,
         option=option,
     )
-    try:
+    with request.telling():
         found = _recognise(request)
-    except FileError as error:
-        raise request.error(str(error)) from error
-    except OSError as error:
-        raise request.error(f"cannot be read ({error})") from error
     # Finding keys took several times what they take; workers would inherit it.
     pa.default_memory_pool().release_unused()
     return Layout(

@@ -70,10 +70,12 @@ def assemble(
                 f" columns are: {', '.join(source.columns) or 'none'}"
             )
         counts = None
-        if isinstance(request.caption_column, dict):
-            captions, counts = read_weighed_captions(request, source, groups)
-        else:
-            captions = read_captions(request, source, chosen)
+        with source.together([*chosen, *(negative_columns or ())]):
+            if isinstance(request.caption_column, dict):
+                captions, counts = read_weighed_captions(request, source, groups)
+            else:
+                captions = read_captions(request, source, chosen)
+            negatives = _negatives(request, source, negative_columns)
         if len(captions) != len(source):
             raise request.error(
                 f"split {split!r} is damaged: {len(source):,} pictures, {len(captions):,} captions"
@@ -85,7 +87,6 @@ def assemble(
         whole, left_out = leave_out(request, split, source, faults, hint=hint)
         if len(whole) == 0:
             raise request.error(f"split {split!r} is empty")
-        negatives = _negatives(request, source, negative_columns)
         rows = StoredRows(source, captions=captions, keys=keys, counts=counts, negatives=negatives)
         splits[split] = rows if len(whole) == len(source) else rows.select(whole)
         notes += left_out

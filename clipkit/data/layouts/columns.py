@@ -252,7 +252,8 @@ def _texts(request: Request, source: Source, name: str) -> pa.Array:
     kind = values.type
     if path:
         return texts_of_field(values, path)
-    if names := source.class_names(column):
+    names = source.class_names(column)
+    if names and pa.types.is_integer(kind):
         captions = pa.array([request.caption_of(class_words(name)) for name in names], pa.string())
         known = pc.and_(pc.greater_equal(values, 0), pc.less(values, len(names)))
         return captions.take(pc.if_else(known, values, pa.scalar(None, kind)))

@@ -67,7 +67,7 @@ def arrow_of(values: list[Any]) -> pa.Array:
     """
     try:
         return pa.array(values)
-    except (pa.ArrowInvalid, pa.ArrowTypeError, UnicodeEncodeError):
+    except (pa.ArrowException, OverflowError, UnicodeEncodeError):
         pass
     given = [value for value in values if value is not None]
     texts = [_texts_within(value) for value in given]

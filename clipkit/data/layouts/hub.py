@@ -13,7 +13,7 @@ import yaml
 from clipkit import safe_yaml
 from clipkit.data.layouts.assembly import Found
 from clipkit.data.layouts.listing import split_name, suffix
-from clipkit.data.layouts.request import Request
+from clipkit.data.layouts.request import Request, named_file
 from clipkit.data.layouts.tables import TABLE_SUFFIXES, read_tables
 
 
@@ -56,20 +56,36 @@ def declared_files(request: Request, root: str) -> dict[str, list[str]] | None:
         UserError: several configurations, none of which is the default.
     """
     config = _default_config(request, os.path.join(root, "README.md"))
-    declared = (config or {}).get("data_files")
+    declared = _patterns((config or {}).get("data_files"))
     if declared is None:
         return None
-    if isinstance(declared, str | dict) or all(isinstance(item, str) for item in declared):
-        declared = [{"split": "train", "path": declared}]
     files: dict[str, list[str]] = {}
-    for entry in declared:
-        patterns = [entry["path"]] if isinstance(entry["path"], str) else entry["path"]
-        within = files.setdefault(split_name(entry["split"]), [])
+    for split, patterns in declared.items():
+        within = files.setdefault(split, [])
         for pattern in patterns:
+            pattern = named_file(root, pattern, by="README.md")
             matches = sorted(glob.glob(pattern, root_dir=root, recursive=True))
             within += [path for path in matches if os.path.isfile(os.path.join(root, path))]
     declared_kinds = {suffix(path) for within in files.values() for path in within}
     return files if declared_kinds and declared_kinds <= TABLE_SUFFIXES | {".tar"} else None
+
+
+def _patterns(declared: object) -> dict[str, list[str]] | None:
+    """The patterns of each split; None where nothing is declared as the hub wants it."""
+    if isinstance(declared, dict):
+        entries = list(declared.items())
+    elif isinstance(declared, list) and all(isinstance(entry, dict) for entry in declared):
+        entries = [(entry.get("split"), entry.get("path")) for entry in declared]
+    else:
+        entries = [("train", declared)]
+    patterns: dict[str, list[str]] = {}
+    for split, paths in entries:
+        paths = [paths] if isinstance(paths, str) else paths
+        is_known = isinstance(split, str) and isinstance(paths, list)
+        if not is_known or not all(isinstance(path, str) for path in paths):
+            return None
+        patterns.setdefault(split_name(split), []).extend(paths)
+    return patterns
 
 
 def _load(name: str) -> Any:
@@ -103,11 +119,7 @@ def _default_config(request: Request, readme: str) -> dict[str, Any] | None:
     except yaml.YAMLError:
         return None  # not written for us; the files say enough
     listed = card.get("configs") if isinstance(card, dict) else None
-    configs: list[dict[str, Any]] = (
-        [config for config in listed if isinstance(config, dict)]
-        if isinstance(listed, list)
-        else []
-    )
+    configs = [c for c in listed if isinstance(c, dict)] if isinstance(listed, list) else []
     default = [c for c in configs if c.get("default") or c.get("config_name") == "default"]
     if len(configs) > 1 and not default:
         names = ", ".join(str(config.get("config_name")) for config in configs)

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from clipkit.data.layouts.assembly import MAX_INCOMPLETE_RATIO, Found, Part, assemble
 from clipkit.data.layouts.columns import IMAGE_COLUMNS, find, keys_of_paths, readable
-from clipkit.data.layouts.fields import arrow_of
+from clipkit.data.layouts.fields import arrow_of, storable
 from clipkit.data.layouts.listing import in_order, is_image, is_split_name, split_name, suffix
 from clipkit.data.layouts.request import PictureFolder, Request
 from clipkit.data.progress import progress
@@ -323,7 +323,7 @@ def _read_jsonl(request: Request, file: str, text: str) -> pa.Table:
             continue
         try:
             record = json.loads(line)
-        except json.JSONDecodeError as error:
+        except ValueError as error:  # also a number of thousands of digits
             raise request.error(f"{file!r} has no JSON in line {number}: {error}") from error
         except RecursionError as error:
             raise request.error(f"{file!r} nests too deeply in line {number}") from error
@@ -331,4 +331,6 @@ def _read_jsonl(request: Request, file: str, text: str) -> pa.Table:
             raise request.error(f"{file!r} has no JSON object in line {number}")
         records.append(record)
     names = list(dict.fromkeys(name for record in records for name in record))
-    return pa.table({name: arrow_of([record.get(name) for record in records]) for name in names})
+    return pa.table(
+        {storable(name): arrow_of([record.get(name) for record in records]) for name in names}
+    )

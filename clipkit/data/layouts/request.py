@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+
+import pyarrow as pa
 
 from clipkit.errors import UserError
 
@@ -13,6 +16,13 @@ ACCEPTED = (
     "accepted are: a folder saved by datasets or with parquet files; pictures with"
     " metadata.csv, .jsonl or .parquet; name.jpg beside name.txt; one folder a class; a csv or tsv"
     " file with a column of paths; webdataset tar shards; the id of a data set on the hub"
+)
+
+
+# What libraries raise where a file of unknown origin holds what nobody thought of.
+_MISREAD = (
+    *(ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError),
+    pa.ArrowException,
 )
 
 
@@ -51,6 +61,25 @@ class Request:
         """A mistake in the data set: the key, the path and the sentence."""
         return UserError(f"{self.option} {self.path!r}: {message}")
 
+    @contextmanager
+    def telling(self) -> Iterator[None]:
+        """Whatever a file inside makes fail becomes a sentence.
+
+        Raises:
+            UserError: a file cannot be read, or does not hold what it should.
+        """
+        try:
+            yield
+        except FileError as error:
+            raise self.error(str(error)) from error
+        except UserError:
+            raise
+        except OSError as error:
+            raise self.error(f"cannot be read ({error})") from error
+        except _MISREAD as error:
+            reason = next(iter(str(error).splitlines()), "")[:200]
+            raise self.error(f"cannot be read ({type(error).__name__}: {reason})") from error
+
     def no_column(self, what: str, columns: list[str], name: str | None = None) -> UserError:
         """The column named under an option, its value where no name is given, does not exist."""
         return UserError(
@@ -88,9 +117,8 @@ class PictureFolder:
         Raises:
             UserError: it lies outside.
         """
-        # `..` is taken as it is written: behind a link it would lead elsewhere.
-        whole = os.path.normpath(os.path.join(self.path, path))
-        if not whole.startswith(os.path.join(self.path, "")):
+        whole = _inside(self.path, path)
+        if whole is None:
             raise FileError(
                 f"{os.path.basename(self._file)} names {path!r}, which lies outside of"
                 f" {self.path!r}, where it may name pictures; name the folder that holds them all"
@@ -114,6 +142,31 @@ class PictureFolder:
             name = os.path.basename(self._file)
             raise FileError(f"{name} names {path[:100]!r}, which no file can be called")
         return path
+
+
+def named_file(folder: str, path: str, *, by: str) -> str:
+    """The path, relative to a data set's folder, of what a file of it names; a pattern, maybe.
+
+    Args:
+        folder: of the data set.
+        path: relative to it, as it is written.
+        by: the name of the file that it is written in.
+
+    Raises:
+        UserError: it lies outside.
+    """
+    folder = os.path.abspath(folder)
+    whole = _inside(folder, path)
+    if whole is None:
+        raise FileError(f"{by} names {path!r}, which lies outside of {folder!r}")
+    return os.path.relpath(whole, folder)
+
+
+def _inside(folder: str, path: str) -> str | None:
+    """The whole path of a file within a folder; None where it leads out, but by a link of its."""
+    # `..` is taken as it is written: behind a link it would lead elsewhere.
+    whole = os.path.normpath(os.path.join(folder, path))
+    return whole if whole.startswith(os.path.join(folder, "")) else None
 
 
 def _may_leave(path: str) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from hashlib import blake2b
 from itertools import islice
 from typing import Any
@@ -18,7 +19,7 @@ import pyarrow.compute as pc
 
 from clipkit.data.layouts.assembly import Found, Part, assemble
 from clipkit.data.layouts.columns import IMAGE_COLUMNS, class_words
-from clipkit.data.layouts.fields import arrow_of
+from clipkit.data.layouts.fields import arrow_of, storable
 from clipkit.data.layouts.listing import IMAGE_SUFFIXES, in_order, suffix
 from clipkit.data.layouts.open_files import OpenFiles
 from clipkit.data.layouts.request import FileError, Request
@@ -38,15 +39,21 @@ class TarSource(Source):
         samples: where the fields of every sample are.
         image_fields: the fields that are pictures; the first one that a sample has counts.
         classes: names of the classes that the field `cls` counts.
+        columns: the fields of the JSON objects; those of the first one if None.
     """
 
     def __init__(
-        self, samples: Samples, image_fields: Sequence[str], classes: list[str] | None = None
+        self,
+        samples: Samples,
+        image_fields: Sequence[str],
+        classes: list[str] | None = None,
+        columns: Sequence[str] | None = None,
     ) -> None:
         self._shards = OpenFiles(samples.shards)
         self._shard = samples.shard
         self._names = samples.names
         self._classes = classes
+        self._at_hand: dict[str, pa.ChunkedArray] = {}
         # (N, 2): a picture may be .jpg here and .png there.
         self._images = samples.members[image_fields[0]]
         for field in image_fields[1:]:
@@ -57,9 +64,12 @@ class TarSource(Source):
             for field, places in samples.members.items()
             if f".{field}" not in IMAGE_SUFFIXES and field not in image_fields
         }
-        record = next(filter(None, self._records()), {}) if "json" in self._members else {}
+        if "json" not in self._members:
+            columns = ()
+        elif columns is None:
+            columns = [storable(name) for name in next(filter(None, self._records()), {})]
         self.columns = [field for field in self._members if field != "json"]
-        self.columns += [name for name in record if name not in self._members]
+        self.columns += [name for name in columns if name not in self._members]
         self.objects = ["json"] if "json" in self._members else []
 
     def __len__(self) -> int:
@@ -78,11 +88,20 @@ class TarSource(Source):
             digest.update(file_stamp(shard))
         return digest.digest()
 
+    @contextmanager
+    def together(self, names: Sequence[str]) -> Iterator[None]:
+        self._at_hand = self._of_records([name for name in names if self._is_of_records(name)])
+        try:
+            yield
+        finally:
+            self._at_hand = {}
+
     def column(self, name: str) -> pa.ChunkedArray:
-        if name not in self._members:
-            return pa.chunked_array([arrow_of([record.get(name) for record in self._records()])])
+        if self._is_of_records(name):
+            at_hand = self._at_hand.get(name)
+            return self._of_records([name])[name] if at_hand is None else at_hand
         texts = self._texts(name)
-        if name == "cls" and pc.all(pc.match_substring_regex(texts, r"^\d+$")).as_py():
+        if name == "cls" and pc.all(pc.match_substring_regex(texts, r"^\d{1,18}$")).as_py():
             return texts.cast(pa.int64())
         if pc.any(pc.match_substring_regex(texts, r"[\r\n]")).as_py():
             texts = pc.replace_substring(texts, "\r\n", "\n")
@@ -94,6 +113,17 @@ class TarSource(Source):
 
     def row_name(self, position: int) -> str:
         return str(self._names[position])
+
+    def _is_of_records(self, name: str) -> bool:
+        return name in self.columns and name not in self._members
+
+    def _of_records(self, names: Sequence[str]) -> dict[str, pa.ChunkedArray]:
+        """Fields of the JSON of every sample, which is parsed once for all of them."""
+        cells: dict[str, list[Any]] = {name: [] for name in names}
+        for record in self._records() if names else ():
+            for name, values in cells.items():
+                values.append(record.get(name))
+        return {name: pa.chunked_array([arrow_of(values)]) for name, values in cells.items()}
 
     def _texts(self, name: str) -> pa.ChunkedArray:
         """The text of one field of every sample, without blanks around it."""
@@ -124,7 +154,7 @@ class TarSource(Source):
         for position, text in enumerate(self._field("json")):
             try:
                 record = {} if text is None else json.loads(text)
-            except (json.JSONDecodeError, RecursionError):
+            except (ValueError, RecursionError):  # also a number of thousands of digits
                 record = None
             if not isinstance(record, dict):
                 sample = f"{self.row_name(position)}.json"
@@ -186,6 +216,9 @@ def read_classes(shard: str) -> list[str] | None:
         for name in _CLASS_FILES:
             path = os.path.join(place, name)
             if os.path.isfile(path):
-                with open(path, encoding="utf-8") as stream:
-                    return [class_words(line) for line in stream.read().splitlines() if line]
+                try:
+                    with open(path, encoding="utf-8") as stream:
+                        return [class_words(line) for line in stream.read().splitlines() if line]
+                except UnicodeDecodeError as error:
+                    raise FileError(f"{path!r} is not UTF-8 text") from error
     return None

@@ -18,11 +18,12 @@ import pyarrow.parquet as pq
 
 from clipkit.data.layouts.assembly import Found, Part, assemble
 from clipkit.data.layouts.columns import IMAGE_COLUMNS, find, keys_of_rows
+from clipkit.data.layouts.fields import storable
 from clipkit.data.layouts.listing import in_order, split_name, suffix
 from clipkit.data.layouts.manifests import listed_parts
 from clipkit.data.layouts.parquet_column import BinaryColumn
 from clipkit.data.layouts.parquet_pages import DamagedPageError
-from clipkit.data.layouts.request import FileError, PictureFolder, Request
+from clipkit.data.layouts.request import FileError, PictureFolder, Request, named_file
 from clipkit.data.picture_files import ImageDecodeError
 from clipkit.data.progress import progress
 from clipkit.data.rows import Source, file_size, file_stamp
@@ -128,7 +129,7 @@ class TableSource(Source):
     def _beside(self, position: int) -> str:
         path = self._path(position)
         if not path:
-            raise ImageDecodeError(f"row {position + 1:,} holds no picture", "no picture")
+            raise ImageDecodeError("the row holds no picture", "no picture")
         return self._folder.file(path)
 
     def _size_beside(self, position: int) -> int:
@@ -229,8 +230,8 @@ def saved_files(root: str) -> dict[str, list[str]] | None:
         UserError: a split that the folder promises is not there.
     """
     if os.path.isfile(os.path.join(root, "dataset_dict.json")):
-        with open(os.path.join(root, "dataset_dict.json"), encoding="utf-8") as stream:
-            folders = {split_name(name): name for name in json.load(stream)["splits"]}
+        names = _texts_in(os.path.join(root, "dataset_dict.json"), "splits")
+        folders = {split_name(n): named_file(root, n, by="dataset_dict.json") for n in names}
     elif os.path.isfile(os.path.join(root, "state.json")):
         folders = {"train": ""}
     else:
@@ -240,10 +241,27 @@ def saved_files(root: str) -> dict[str, list[str]] | None:
         state = os.path.join(root, folder, "state.json")
         if not os.path.isfile(state):
             raise FileError(f"{root!r} was saved by datasets, but {state!r} is missing")
-        with open(state, encoding="utf-8") as stream:
-            parts = json.load(stream)["_data_files"]
-        files[split] = [os.path.join(folder, part["filename"]) for part in parts]
+        names = _texts_in(state, "_data_files", "filename")
+        by = os.path.join(folder, "state.json")
+        files[split] = [named_file(root, os.path.join(folder, name), by=by) for name in names]
     return files
+
+
+def _texts_in(file: str, field: str, of_each: str | None = None) -> list[str]:
+    """The texts that a field of a JSON object lists, or a field of each object that it lists.
+
+    Raises:
+        UserError: they do not stand there.
+    """
+    try:
+        with open(file, encoding="utf-8") as stream:
+            listed = json.load(stream)[field]
+        texts = listed if of_each is None else [item[of_each] for item in listed]
+        if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+            raise TypeError
+    except (ValueError, LookupError, TypeError, RecursionError) as error:
+        raise FileError(f"{file!r} is not as datasets writes it: no {field!r} in it") from error
+    return texts
 
 
 def read_schema(file: str) -> pa.Schema:
@@ -313,7 +331,7 @@ def class_names(features: dict[str, Any], name: str) -> list[str] | None:
     """The names of a ClassLabel column."""
     feature = features.get(name)
     names = feature.get("names") if isinstance(feature, dict) else None
-    return list(names) if names else None
+    return [storable(str(name)) for name in names] if names and isinstance(names, list) else None
 
 
 def _listed(
@@ -376,8 +394,10 @@ def holds_pictures(kind: pa.DataType) -> bool:
 def features_of(schema: pa.Schema) -> dict[str, Any]:
     """What `datasets` wrote about the columns."""
     described = (schema.metadata or {}).get(b"huggingface")
-    info = json.loads(described).get("info") if described else None
-    features = info.get("features") if isinstance(info, dict) else None
+    try:
+        features = json.loads(described)["info"]["features"] if described else None
+    except (ValueError, LookupError, TypeError, RecursionError):
+        return {}  # not written by it; the columns say enough
     return features if isinstance(features, dict) else {}
 
 

@@ -36,6 +36,12 @@ class RowsInHand(Rows):
             raise BrokenRowError(*row.fault)
         return row.captions
 
+    def caption_counts(self, index: int) -> np.ndarray | None:
+        return self.rows[index].counts
+
+    def negatives(self) -> Rows:
+        return NegativesInHand(self)
+
     def key(self, index: int) -> str:
         return self.rows[index].key
 
@@ -51,6 +57,16 @@ class RowsInHand(Rows):
 
     def select(self, index: Sequence[int] | np.ndarray[Any, Any]) -> NoReturn:
         raise NotImplementedError
+
+
+class NegativesInHand(RowsInHand):
+    """The same rows with what is no caption of theirs in the captions' place."""
+
+    def __init__(self, rows: RowsInHand) -> None:
+        self._of = rows
+
+    def captions(self, index: int) -> list[str]:
+        return list(self._of.rows[index].negatives)
 
 
 class StreamedPairs(Dataset[Sample]):
@@ -76,14 +92,19 @@ class StreamedPairs(Dataset[Sample]):
         self._rows.rows = {}
         good = [place for place, sample in enumerate(made) if isinstance(sample, Sample)]
         if not good:
-            raise nothing_usable([sample for sample in made if isinstance(sample, Broken)])
+            # Rows from elsewhere would not be a function of the place in the stream.
+            raise nothing_usable(
+                [sample for sample in made if isinstance(sample, Broken)],
+                hint=f"; of a stream, only the {len(made)} pairs of a rank's share of the batch "
+                "stand in for one another, so that a larger data.batch_size helps",
+            )
         return [_or_next_good(made, place, good) for place in range(len(made))]
 
     def _made(self, row: StreamedRow) -> Sample | Broken:
         try:
             return self._pairs.sample(row.number, row.epoch)
         except BrokenRowError as error:
-            return Broken(row.number, row.key, error.reason, str(error))
+            return Broken(row.row, row.key, error.reason, str(error), shard=row.shard)
 
 
 def _or_next_good(made: list[Sample | Broken], place: int, good: list[int]) -> Sample:

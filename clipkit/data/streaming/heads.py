@@ -62,7 +62,9 @@ class _Kept(NamedTuple):
         return len(self.made.picture) if isinstance(self.made.picture, bytes) else 0
 
 
-def head_of(shards: Sequence[Shard], maximum: int, *, but: frozenset[int] = frozenset()) -> Rows:
+def head_of(
+    shards: Sequence[Shard], maximum: int, *, but: frozenset[int] = frozenset()
+) -> StoredRows:
     """The first rows of a split, in the order of its shards.
 
     Args:
@@ -82,23 +84,25 @@ def head_of(shards: Sequence[Shard], maximum: int, *, but: frozenset[int] = froz
     return _in_memory(kept)
 
 
-def hold_out_of(shards: Sequence[Shard], maximum: int) -> tuple[Rows, frozenset[int]]:
+def hold_out_of(shards: Sequence[Shard], maximum: int) -> tuple[StoredRows, frozenset[int]]:
     """Pairs of a split that are not trained, and the ids of their pictures.
 
     Of the first pictures, `HELD_OUT` times as many as are wanted, those of the smallest ids, which
-    are hashes of what the pictures hold. Nothing else is kept from training.
+    are hashes of what the pictures hold: fewer where these take much memory. Nothing else is kept
+    from training.
     """
     smallest: list[tuple[int, int, _Kept]] = []  # a heap, the largest id first
     known: set[int] = set()
-    taken = 0
+    taken = held = 0
     for number, row in enumerate(_rows(shards), start=1):
         taken += row.size
         found = picture_id(row.made)
         if found not in known:
             known.add(found)
             heapq.heappush(smallest, (-found, -number, row))
-            if len(smallest) > maximum:
-                heapq.heappop(smallest)
+            held += row.size
+            while len(smallest) > maximum or (held > _MOST_BYTES and len(smallest) > 1):
+                held -= heapq.heappop(smallest)[-1].size
         if number >= HELD_OUT * maximum or taken >= HELD_OUT * _MOST_BYTES:
             break
     wanted = max(1, min(maximum, len(known) // HELD_OUT))
@@ -131,13 +135,15 @@ def _with_columns(chunk: Chunk, rows: Rows, shard: Shard) -> Iterator[_Kept]:
             yield _Kept(made, {name: cells[place] for name, cells in columns.items()}, names)
 
 
-def _in_memory(kept: Sequence[_Kept]) -> Rows:
+def _in_memory(kept: Sequence[_Kept]) -> StoredRows:
     names = list(dict.fromkeys(name for row in kept for name in row.columns))
     table = pa.table({name: arrow_of([row.columns.get(name) for row in kept]) for name in names})
     class_names = kept[0].class_names if kept else {}
+    counts = [row.made.counts for row in kept if row.made.counts is not None]
     source = MemorySource([row.made.picture or b"" for row in kept], table, class_names)
     return StoredRows(
         source,
         captions=pa.array([row.made.captions for row in kept], pa.list_(pa.string())),
         keys=pa.array([row.made.key for row in kept], pa.string()),
+        counts=np.stack(counts) if counts else None,
     )

@@ -148,10 +148,11 @@ class StreamLoader(DataLoader[PairBatch]):
         batch = next(self._batches, None)
         if any_rank(batch is None):
             if self._begins_anew:
+                fewer = "" if self._stream.filters is None else ", filters that leave out less"
                 raise UserError(
                     f"data.batch_size: in a pass through the stream, one of {self._world_size} "
                     f"ranks has fewer than the {self._share} pairs of its share of a batch; a "
-                    "smaller batch, or shards of like size, would fill it"
+                    f"smaller batch, shards of like size{fewer} would fill it"
                 )
             return None
         self._begins_anew = False

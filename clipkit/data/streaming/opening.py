@@ -20,7 +20,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from clipkit.data.layouts import open_layout
-from clipkit.data.layouts.columns import choose_captions
 from clipkit.data.layouts.hub import declared_files
 from clipkit.data.layouts.listing import (
     by_split,
@@ -44,7 +43,7 @@ from clipkit.data.layouts.tables import (
     saved_files,
 )
 from clipkit.data.progress import progress
-from clipkit.data.rows import Rows, Source, file_size
+from clipkit.data.rows import StoredRows, file_size
 from clipkit.data.streaming.shards import (
     AT_A_TIME,
     PIECE,
@@ -117,7 +116,8 @@ def open_stream(
     path: str,
     *,
     image_column: str | None = None,
-    caption_column: str | None = None,
+    caption_column: str | dict[str, float] | None = None,
+    negative_column: str | None = None,
     caption_template: str = "a photo of a {}.",
     image_folder: str | None = None,
     cache_folder: str | None = None,
@@ -127,10 +127,11 @@ def open_stream(
     Args:
         path: as `clipkit.data.layouts.open_layout` takes it.
         image_column: found by its name or type if None.
-        caption_column: found by its name if None.
+        caption_column: one, or several with weights; found by its name if None.
+        negative_column: texts that are no captions of the picture.
         caption_template: makes a caption of a class's name.
         image_folder: what paths of pictures in tables are relative to.
-        cache_folder: where the index of a list may be kept.
+        cache_folder: where the index of many tar shards is kept; the user's cache folder if None.
 
     Raises:
         UserError: the path does not exist, fits no layout, or has no pictures with captions.
@@ -139,13 +140,14 @@ def open_stream(
         path=os.path.expanduser(path),
         image_column=image_column,
         caption_column=caption_column,
+        negative_column=negative_column,
         caption_template=caption_template,
         image_folder=None if image_folder is None else os.path.expanduser(image_folder),
         cache_folder=cache_folder,
     )
-    if _is_hub_id(request.path):
-        return stream_of_hub(request, _load(request))
-    try:
+    with request.telling():
+        if _is_hub_id(request.path):
+            return stream_of_hub(request, _load(request))
         found = _files(request)
         if found is not None:
             root, files = found
@@ -154,12 +156,11 @@ def open_stream(
             )
             if streamed is not None:
                 return streamed
-    except FileError as error:
-        raise request.error(str(error)) from error
     layout = open_layout(
         path,
         image_column=image_column,
         caption_column=caption_column,
+        negative_column=negative_column,
         caption_template=caption_template,
         image_folder=image_folder,
         cache_folder=cache_folder,
@@ -174,7 +175,7 @@ def open_stream(
     )
 
 
-def blocks_of(rows: Rows, size: int = BLOCK_OF_ROWS) -> list[Shard]:
+def blocks_of(rows: StoredRows, size: int = BLOCK_OF_ROWS) -> list[Shard]:
     """Rows that can be read in any order as shards."""
     return [
         RowsShard(rows, start, min(size, len(rows) - start)) for start in range(0, len(rows), size)
@@ -259,19 +260,17 @@ def _of_tables(request: Request, files: Sequence[str]) -> _Opened | None:
     features, folder = features_of(schema), request.pictures_beside(file)
     beginning = _head(file, columns)
     source = TableChunk(beginning, image_column, features, folder)
-    captions = _captions_of(request, source)
-    reading = Reading(request, captions)
+    reading = Reading(request, source)
     about = {
         "reading": reading, "image_column": image_column, "columns": columns,
         "features": features, "folder": folder,
     }  # fmt: skip
-    reading.rows(source)  # so that a column that holds no text is refused here
 
     def shards(paths: list[str]) -> list[Shard]:
         numbered = progress(paths, "listing files", len(paths), "file")
         return [shard for path in numbered for shard in _pieces(path, about)]
 
-    return shards, image_column, captions
+    return shards, image_column, reading.captions
 
 
 def _pieces(file: str, about: dict[str, Any]) -> Iterator[Shard]:
@@ -289,15 +288,16 @@ def _pieces(file: str, about: dict[str, Any]) -> Iterator[Shard]:
         footer = pq.read_metadata(file)
         rows = [footer.row_group(group).num_rows for group in range(footer.num_row_groups)]
     except (OSError, ValueError, pa.ArrowException):
-        yield ParquetShard(file, [], None, **about)
+        yield ParquetShard(file, [], 0, None, **about)
         return
     groups: list[int] = []
+    start = 0
     for group in range(len(rows)):
         groups.append(group)
         number = sum(rows[g] for g in groups)
         if number >= PIECE or (group == len(rows) - 1 and number):
-            yield ParquetShard(file, groups, number, **about)
-            groups = []
+            yield ParquetShard(file, groups, start, number, **about)
+            groups, start = [], start + number
 
 
 def _head(file: str, columns: list[str]) -> pa.Table:
@@ -313,6 +313,12 @@ def _head(file: str, columns: list[str]) -> pa.Table:
 def _of_tars(request: Request, files: Sequence[str]) -> _Opened:
     file = _first_readable(files, lambda path: next(samples_of(path)))
     beginning = _beginning(samples_of(file))
+    if all(len(sample.fields) == 1 for sample in beginning):
+        raise FileError(
+            f"none of the first {len(beginning)} samples of {file!r} has a second file behind its "
+            "first; in a stream the files of a sample must stand together, as tar --sort=name "
+            "packs them (without data.streaming they may stand anywhere)"
+        )
     images = choose_images(request, list(index_of(file, beginning).members))
     classes = read_classes(files[0])
 
@@ -320,9 +326,7 @@ def _of_tars(request: Request, files: Sequence[str]) -> _Opened:
         index = index_of(file, samples)
         there = [field for field in images if field in index.members]
         source = TarSource(index, there, classes)
-        reading = Reading(request, _captions_of(request, source))
-        reading.rows(source)  # so that a field that holds no text is refused here
-        return reading
+        return Reading(request, source)
 
     reading = _from_the_first_sound([beginning, *([sample] for sample in beginning)], read)
 
@@ -332,10 +336,6 @@ def _of_tars(request: Request, files: Sequence[str]) -> _Opened:
         ]
 
     return shards, "/".join(images), reading.captions
-
-
-def _captions_of(request: Request, source: Source) -> list[str]:
-    return [column for group in choose_captions(request, source) for column in group]
 
 
 def _beginning(values: Iterator[Any]) -> list[Any]:
@@ -413,9 +413,7 @@ def stream_of_hub(request: Request, loaded: dict[str, Any]) -> StreamedData:
         )
     features = model.features.to_dict() if model.features is not None else {}
     source = TableChunk(beginning, image_column, features, None)
-    captions = _captions_of(request, source)
-    reading = Reading(request, captions)
-    reading.rows(source)
+    reading = Reading(request, source)
     splits: dict[str, list[Shard]] = {
         split: [
             HubShard(dataset, number, reading=reading, image_column=image_column, features=features)
@@ -429,7 +427,7 @@ def stream_of_hub(request: Request, loaded: dict[str, Any]) -> StreamedData:
         name="data set of the hub",
         splits=splits,
         image_column=image_column,
-        caption_columns=captions,
+        caption_columns=reading.captions,
         fingerprint=blake2b(
             json.dumps([request.path, counts]).encode(), digest_size=16
         ).hexdigest(),

@@ -13,7 +13,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from clipkit.data.broken import WRONG_TYPE, BrokenRowError, finding_broken
+from clipkit.data.broken import CANNOT_BE_READ, WRONG_TYPE, BrokenRowError, finding_broken
+from clipkit.data.filters import CaptionsLeft, RowFilters
 from clipkit.data.identity import image_id
 from clipkit.data.rows import Picture
 from clipkit.data.streaming.dealing import ALL, Already, Read, Share
@@ -32,6 +33,10 @@ class StreamedRow(NamedTuple):
     picture: Picture | None
     captions: list[str]
     key: str
+    shard: str  # that a user can look the row up in
+    row: int  # in it
+    counts: np.ndarray | None = None  # how many captions each of several columns gave
+    negatives: Sequence[str] = ()  # what is no caption of it
     fault: tuple[str, str] | None = None  # reason and detail
 
 
@@ -71,6 +76,7 @@ class RankStream:
         seed: of the order within windows: drawn from (*seed, number of the window).
         held_out: ids of pictures that are not trained.
         every_caption: whether each caption of a row makes a pair.
+        filters: what a row has to be, as if there were no others.
         window_rows: rows of a window.
         window_bytes: what its pictures may take.
         open_shards: how many are read in turn.
@@ -85,6 +91,7 @@ class RankStream:
         seed: tuple[int, ...],
         held_out: frozenset[int],
         every_caption: bool,
+        filters: RowFilters | None,
         window_rows: int,
         window_bytes: int,
         open_shards: int,
@@ -95,6 +102,7 @@ class RankStream:
         self._seed = seed
         self._held_out = held_out
         self._every_caption = every_caption
+        self._filters = filters
         self._window_rows = window_rows
         self._window_bytes = window_bytes
         self._open_shards = open_shards
@@ -152,11 +160,14 @@ class RankStream:
         while True:
             try:
                 for chunk in shard.chunks(first):
+                    left = self._left(chunk)
                     for place in range(len(chunk)):
                         row = chunk.first + place
-                        if self._is_wanted(share, row):
-                            yield row, made_of(chunk, place, shard, _number(share.shard, row))
-                    first, failed = chunk.first + len(chunk), 0
+                        made = self._made(share, chunk, place, left)
+                        first = row + 1  # what was handed out does not come again
+                        if made is not None:
+                            yield row, made
+                    failed = 0
                 return
             # Of whatever kind the libraries that read have.
             except Exception as error:
@@ -168,8 +179,29 @@ class RankStream:
                     detail = f"{type(error).__name__}: {error}"
                     number = _number(share.shard, first)
                     fault = (SHARD_CANNOT_BE_READ, detail)
-                    yield first, StreamedRow(0, number, None, [], shard.name, fault)
+                    row = shard.start + first
+                    told = StreamedRow(0, number, None, [], shard.name, shard.file, row)
+                    yield first, told._replace(fault=fault)
                 return
+
+    def _left(self, chunk: Chunk) -> Sequence[CaptionsLeft | None] | None:
+        """What filters leave of a chunk's rows; None where there is nothing to filter."""
+        if self._filters is None or chunk.rows is None:
+            return None
+        return self._filters.left(chunk.rows)
+
+    def _made(
+        self, share: Share, chunk: Chunk, place: int, left: Sequence[CaptionsLeft | None] | None
+    ) -> StreamedRow | None:
+        """A row of a chunk; None where it is another rank's, was read before or is left out."""
+        row = chunk.first + place
+        kept = None if left is None else left[place]
+        if not self._is_wanted(share, row) or (left is not None and kept is None):
+            return None
+        made = made_of(chunk, place, self._shards[share.shard], _number(share.shard, row))
+        if kept is None or made.fault is not None:
+            return made
+        return made._replace(captions=kept.texts, counts=kept.counts)
 
     def _is_wanted(self, share: Share, row: int) -> bool:
         return row % share.of == share.part and not self._already.has(share.shard, row)
@@ -188,19 +220,29 @@ class _OpenShare:
 
 def made_of(chunk: Chunk, place: int, shard: Shard, number: int) -> StreamedRow:
     """A row of a chunk with its picture, or with what is wrong with it."""
-    rows = chunk.rows
-    name = f"{shard.name}: row {chunk.first + place}"
-    if rows is None:
-        assert chunk.fault is not None
-        return _faulty(number, name, chunk.fault.reason, chunk.fault)
+    row = shard.row_of(chunk, place)
+    made = StreamedRow(0, number, None, [], f"{shard.file}: row {row}", shard.file, row)
     try:
-        name = rows.key(place) or name
+        if chunk.rows is None:
+            assert chunk.fault is not None
+            raise chunk.fault
+        made = made._replace(key=chunk.rows.key(place) or made.key)
         with finding_broken():
-            return StreamedRow(0, number, rows.image(place), rows.captions(place), name)
+            picture, captions = chunk.rows.image(place), chunk.rows.captions(place)
+        negatives = chunk.rows.negatives()
+        return made._replace(
+            picture=picture,
+            captions=captions,
+            counts=chunk.rows.caption_counts(place),
+            negatives=() if negatives is None else negatives.captions(place),
+        )
     except BrokenRowError as error:
-        return _faulty(number, name, error.reason, error)
+        return made._replace(fault=(error.reason, str(error)))
     except (ValueError, TypeError) as error:
-        return _faulty(number, name, WRONG_TYPE, error)
+        return made._replace(fault=(WRONG_TYPE, str(error)))
+    # Of whatever kind the libraries that read have: it is this row's, and others are whole.
+    except Exception as error:
+        return made._replace(fault=(CANNOT_BE_READ, f"{type(error).__name__}: {error}"))
 
 
 def picture_id(row: StreamedRow) -> int:
@@ -208,10 +250,6 @@ def picture_id(row: StreamedRow) -> int:
     picture = row.picture
     name = row.key.encode("utf-8", "surrogateescape")
     return image_id(picture if isinstance(picture, bytes) else name)
-
-
-def _faulty(number: int, name: str, reason: str, error: Exception) -> StreamedRow:
-    return StreamedRow(0, number, None, [], name, (reason, str(error)))
 
 
 def _number(shard: int, row: int) -> int:

@@ -7,6 +7,7 @@ mapped arrow file, of a list, of a folder. Pictures are not decoded here.
 from __future__ import annotations
 
 import os
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
@@ -17,7 +18,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from clipkit.data.broken import WRONG_TYPE, BrokenRowError
-from clipkit.data.layouts.columns import KEY_COLUMNS, find, read_captions, readable
+from clipkit.data.layouts.columns import (
+    KEY_COLUMNS,
+    choose_captions,
+    find,
+    named_columns,
+    read_captions,
+    read_weighed_captions,
+    readable,
+)
 from clipkit.data.layouts.fields import arrow_of, locate
 from clipkit.data.layouts.request import PictureFolder, Request
 from clipkit.data.layouts.shards import TarSource
@@ -25,10 +34,13 @@ from clipkit.data.layouts.tables import class_names, open_arrow
 from clipkit.data.layouts.tar_index import Samples
 from clipkit.data.layouts.tar_members import members
 from clipkit.data.picture_files import ImageDecodeError
-from clipkit.data.rows import Picture, Rows, Source, StoredRows, file_size
+from clipkit.data.rows import Picture, Source, StoredRows, file_size
 
 AT_A_TIME = 64
 """Rows of a shard that are in memory beside those of a window."""
+
+ATTEMPTS = 4
+"""At reading what comes from afar."""
 
 PIECE = 1024
 """Rows at least that make a shard, where files can be read in pieces."""
@@ -38,7 +50,7 @@ class Chunk(NamedTuple):
     """Some rows of a shard in a row, or one of which nothing can be made."""
 
     first: int  # the number of the first one within the shard
-    rows: Rows | None
+    rows: StoredRows | None
     fault: BrokenRowError | None = None
 
     def __len__(self) -> int:
@@ -49,6 +61,8 @@ class Shard(ABC):
     """Rows that are read in order."""
 
     name: str
+    file: str  # that a user can look its rows up in
+    start = 0  # the row of the file that its first one is
     num_rows: int | None = None  # where it is known before they are read
     attempts = 1  # at reading on, after an error that another attempt may not have
 
@@ -60,18 +74,30 @@ class Shard(ABC):
             Exception: of whatever kind the library that reads has for what is wrong.
         """
 
+    def row_of(self, chunk: Chunk, place: int) -> int:
+        """The number in the file of a row of a chunk."""
+        return self.start + chunk.first + place
+
 
 class Reading:
     """What of a table's or a sample's fields makes a pair: one decision for all shards.
 
     Args:
         request: what the user asked.
-        captions: the columns that captions come from.
+        model: some rows, whose columns decide.
+
+    Raises:
+        UserError: they have no captions, or not those that were asked for.
     """
 
-    def __init__(self, request: Request, captions: Sequence[str]) -> None:
+    def __init__(self, request: Request, model: Source) -> None:
         self._request = request
-        self.captions = list(captions)
+        self._groups = choose_captions(request, model)
+        self.captions = [column for group in self._groups for column in group]
+        wanted = request.negative_column
+        self._negatives = wanted and named_columns(request, model, "negative_column", wanted)
+        self.columns = list(model.columns)
+        self.rows(model)  # so that a column that holds no text is refused here
 
     def rows(self, source: Source, names: pa.Array | None = None) -> StoredRows:
         """Pictures and columns as rows.
@@ -83,9 +109,23 @@ class Reading:
         Raises:
             UserError: the columns hold no captions.
         """
-        present = [column for column in self.captions if locate(source, column) is not None]
-        captions = read_captions(self._request, source, present)
-        return StoredRows(source, captions=captions, keys=_keys(source) if names is None else names)
+        keys = _keys(source) if names is None else names
+        groups = [_present(source, group) for group in self._groups]
+        chosen = [column for group in groups for column in group]
+        wrong = _present(source, self._negatives or ())
+        counts = negatives = None
+        with source.together([*chosen, *wrong]):
+            if isinstance(self._request.caption_column, dict):
+                captions, counts = read_weighed_captions(self._request, source, groups)
+            else:
+                captions = read_captions(self._request, source, chosen)
+            if self._negatives:
+                negatives = read_captions(self._request, source, wrong)
+        return StoredRows(source, captions=captions, keys=keys, counts=counts, negatives=negatives)
+
+
+def _present(source: Source, columns: Sequence[str]) -> list[str]:
+    return [column for column in columns if locate(source, column) is not None]
 
 
 class TableChunk(Source):
@@ -146,12 +186,14 @@ class ParquetShard(Shard):
     """Some row groups of a parquet file; all of it where its footer cannot be read."""
 
     def __init__(
-        self, file: str, groups: Sequence[int], num_rows: int | None, *, reading: Reading,
-        image_column: str, columns: Sequence[str], features: dict[str, Any], folder: PictureFolder,
+        self, file: str, groups: Sequence[int], start: int, num_rows: int | None, *,
+        reading: Reading, image_column: str, columns: Sequence[str], features: dict[str, Any],
+        folder: PictureFolder,
     ) -> None:  # fmt: skip
         self.name = file if not groups else f"{file}, row groups {groups[0]} to {groups[-1]}"
+        self.file = file
+        self.start = start
         self.num_rows = num_rows
-        self._file = file
         self._groups = list(groups)
         self._reading = reading
         self._image_column = image_column
@@ -160,7 +202,7 @@ class ParquetShard(Shard):
         self._folder = folder
 
     def chunks(self, first: int) -> Iterator[Chunk]:
-        with pq.ParquetFile(self._file, pre_buffer=False) as opened:
+        with pq.ParquetFile(self.file, pre_buffer=False) as opened:
             at, passed_over = 0, 0
             groups = self._groups or list(range(opened.num_row_groups))
             while passed_over < len(groups):
@@ -196,9 +238,9 @@ class ArrowShard(Shard):
         image_column: str, columns: Sequence[str], features: dict[str, Any], folder: PictureFolder,
     ) -> None:  # fmt: skip
         self.name = file if num_rows is None else f"{file}, rows {start} to {start + num_rows - 1}"
+        self.file = file
+        self.start = start
         self.num_rows = num_rows
-        self._file = file
-        self._start = start
         self._reading = reading
         self._image_column = image_column
         self._columns = list(columns)
@@ -206,8 +248,8 @@ class ArrowShard(Shard):
         self._folder = folder
 
     def chunks(self, first: int) -> Iterator[Chunk]:
-        whole = open_arrow(self._file).select(self._columns)
-        rows = whole.slice(self._start, self.num_rows)
+        whole = open_arrow(self.file).select(self._columns)
+        rows = whole.slice(self.start, self.num_rows)
 
         def source(start: int, number: int) -> StoredRows:
             table = rows.slice(start, number)
@@ -231,7 +273,7 @@ class TarShard(Shard):
         self, file: str, *, reading: Reading, image_fields: Sequence[str],
         classes: list[str] | None,
     ) -> None:  # fmt: skip
-        self.name = file
+        self.name = self.file = file
         self._reading = reading
         self._image_fields = list(image_fields)
         self._classes = classes
@@ -255,7 +297,7 @@ class TarShard(Shard):
             fields = [field for field in self._image_fields if field in index.members]
             if not fields:
                 raise BrokenRowError(WRONG_TYPE, "the sample holds no picture")
-            source = TarSource(index, fields, self._classes)
+            source = TarSource(index, fields, self._classes, self._reading.columns)
             return self._reading.rows(source, index.names)
 
         return rows
@@ -264,8 +306,9 @@ class TarShard(Shard):
 class RowsShard(Shard):
     """Some rows that can be read in any order."""
 
-    def __init__(self, rows: Rows, start: int, num_rows: int) -> None:
+    def __init__(self, rows: StoredRows, start: int, num_rows: int) -> None:
         self.name = f"rows {start} to {start + num_rows - 1}"
+        self.file = ""  # the data set itself
         self.num_rows = num_rows
         self._rows = rows.select(np.arange(start, start + num_rows))
 
@@ -273,6 +316,10 @@ class RowsShard(Shard):
         for start in range(first, len(self._rows), AT_A_TIME):
             places = np.arange(start, min(start + AT_A_TIME, len(self._rows)))
             yield Chunk(start, self._rows.select(places))
+
+    def row_of(self, chunk: Chunk, place: int) -> int:
+        assert chunk.rows is not None
+        return chunk.rows.position(place)
 
 
 class HubShard(Shard):
@@ -286,13 +333,13 @@ class HubShard(Shard):
         features: of its columns, as `datasets` writes them down.
     """
 
-    attempts = 4
+    attempts = ATTEMPTS
 
     def __init__(
         self, dataset: Any, number: int, *, reading: Reading, image_column: str,
         features: dict[str, Any],
     ) -> None:  # fmt: skip
-        self.name = f"shard {number} of {dataset.num_shards}"
+        self.name = self.file = f"shard {number} of {dataset.num_shards}"
         self._dataset = dataset
         self._number = number
         self._reading = reading
@@ -439,6 +486,15 @@ def _download(address: str) -> bytes:
     # What a stranger wrote down may not lead to a file here, nor anywhere but to the hub.
     if not address.rpartition("::")[2].startswith("hf://"):
         raise OSError(f"{address!r} is no address on the hub")
-    with xopen(address, "rb") as stream:
-        content: bytes = stream.read()
-    return content
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            with xopen(address, "rb") as stream:
+                content: bytes = stream.read()
+            return content
+        except FileNotFoundError:
+            raise
+        except Exception as error:  # a lost connection has its own class in three libraries
+            if attempt == ATTEMPTS:
+                raise OSError(f"{address!r}: {type(error).__name__}: {error}") from error
+            time.sleep(2.0**attempt)
+    raise AssertionError

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from clipkit.data.filters import RowFilters
 from clipkit.data.pairs import TRAIN, VALIDATION
 from clipkit.data.rows import Rows
 from clipkit.data.streaming.heads import head_of, hold_out_of
 from clipkit.data.streaming.opening import StreamedData
 from clipkit.data.streaming.options import Streaming
+from clipkit.data.streaming.shards import AT_A_TIME
 from clipkit.data.streaming.stream import Stream
 
 Columns = tuple[str | None, str | None]
@@ -52,14 +54,22 @@ class StreamedSplits:
         shards = data.split(self._train_split)
         return head_of(shards, self.options.max_validation_pairs, but=ids)
 
-    def stream(self, *, seed: int, every_caption: bool) -> Stream:
-        """What is trained on."""
+    def stream(
+        self, *, seed: int, every_caption: bool, negatives: bool, filters: RowFilters | None
+    ) -> Stream:
+        """What is trained on.
+
+        Raises:
+            UserError: the filters ask for what the first rows do not have.
+        """
         data = self._data(self._columns)
         shards = data.split(self._train_split)
         held_out = frozenset[int]()
         if VALIDATION not in data.splits:
             _, held_out = self._hold_out(self._columns)
-        return Stream(shards, self.options, seed, held_out, every_caption)
+        if filters is not None:
+            filters.check(head_of(shards, AT_A_TIME))
+        return Stream(shards, self.options, seed, held_out, every_caption, negatives, filters)
 
     def describe(self) -> str:
         """One line: what is streamed, and what is held out."""

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from clipkit.data.filters import RowFilters
 from clipkit.data.streaming.dealing import Already, Share, deal
 from clipkit.data.streaming.options import Streaming
 from clipkit.data.streaming.reading import RankStream, rows_read
@@ -25,6 +26,8 @@ class Stream(NamedTuple):
         seed: of the order.
         held_out: ids of pictures that are not trained.
         every_caption: whether each caption of a row makes a pair.
+        negatives: whether rows come with what is no caption of theirs.
+        filters: what a row has to be.
     """
 
     shards: Sequence[Shard]
@@ -32,6 +35,8 @@ class Stream(NamedTuple):
     seed: int
     held_out: frozenset[int] = frozenset()
     every_caption: bool = False
+    negatives: bool = False
+    filters: RowFilters | None = None
     nothing: Already = Already()
 
     def of_rank(self, rank: int, world_size: int, present: Pass) -> RankStream:
@@ -43,6 +48,7 @@ class Stream(NamedTuple):
             seed=(self.seed, present.number, rank),
             held_out=self.held_out,
             every_caption=self.every_caption,
+            filters=self.filters,
             window_rows=self.options.shuffle_window,
             window_bytes=self.options.window_megabytes << 20,
             open_shards=self.options.open_shards,

@@ -24,6 +24,11 @@ class StreamTraining:
         self._state: StreamState | None = None
         self._loader: StreamLoader | None = None
 
+    @property
+    def negatives(self) -> bool:
+        """Whether rows come with what is no caption of theirs."""
+        return self._stream.negatives
+
     def refuse(self, trainer: L.Trainer | None) -> None:
         """Refuse a run whose length nobody knows, which a schedule has to.
 
@@ -87,6 +92,7 @@ class StreamTraining:
             "open_shards": options.open_shards,
             "steps_per_epoch": options.steps_per_epoch or 0,
             "max_validation_pairs": options.max_validation_pairs,
+            "filters": 0 if self._stream.filters is None else self._stream.filters.digest,
         }
 
     def close(self) -> None:

@@ -48,15 +48,61 @@ def test_others_stand_in(pairs, tmp_path, workers):
     assert {len(batch["rows"]) for batch in batches} == {4}
     broken = [broken for batch in batches for broken in batch["broken"]]
     held_out = {row.key for row in data.load("validation")}
-    expected = {f"row {row}": reason for row, reason in BAD.items()}
-    assert {b.key: b.reason for b in broken} == {
-        key: reason for key, reason in expected.items() if key not in held_out
+    file = f"{tmp_path}/data/train.parquet"
+    assert {(b.shard, b.row, b.key): b.reason for b in broken} == {
+        (file, row, f"row {row}"): reason
+        for row, reason in BAD.items()
+        if f"row {row}" not in held_out
     }
     for batch in batches:
         bad = {b.row for b in batch["broken"]}
         rows = batch["rows"].tolist()
-        assert not bad & set(rows)
         assert len(set(rows)) == 4 - len(bad)
+
+
+@pytest.mark.parametrize("layout", ["parquet", "arrow", "tar", "list"])
+def test_rows_are_named_as_their_file_counts_them(pairs, write, layout):
+    """Behind the first piece of a file too, and once, however many captions a row has."""
+    path = write(layout, [2100])
+    damage(path, layout, 1050)
+    data = pairs(path, captions="all", batch_size=20, shuffle_window=128, max_validation_pairs=1)
+    broken = [b for batch in data.train_dataloader() for b in batch["broken"]]
+    data.teardown("fit")
+    shard = "" if layout == "list" else f"{path}/train-000.{layout}"
+    assert {(b.shard, b.row) for b in broken} == {(shard, 1050)}
+    assert {b.reason for b in broken} == {"not a picture"}
+
+
+def damage(path, layout, row):
+    """Put in place of one picture what is none, and give its row two captions."""
+    picture, file = encoded(0, row), Path(path) / f"train-000.{layout}"
+    if layout == "list":
+        (Path(path).parent / f"0-{row}.png").write_bytes(b"<html>" + picture)
+        return
+    if layout == "tar":
+        content = file.read_bytes()
+        assert content.count(picture) == 1
+        file.write_bytes(content.replace(picture, b"<html>".ljust(len(picture))))
+        return
+    table = pq.read_table(file) if layout == "parquet" else pa.ipc.open_stream(str(file)).read_all()
+    pictures = table.column("image").to_pylist()
+    pictures[row]["bytes"] = b"<html>"
+    texts = [[text, text + " again"] for text in table.column("caption").to_pylist()]
+    table = table.set_column(0, "image", pa.array(pictures)).set_column(1, "caption", [texts])
+    new = file.with_name("new")  # the old one is mapped
+    if layout == "parquet":
+        pq.write_table(table, new, row_group_size=100)
+    else:
+        with pa.ipc.new_stream(str(new), table.schema) as writer:
+            writer.write_table(table)
+    new.replace(file)
+
+
+def test_a_share_of_one_pair(pairs, tmp_path):
+    data = pairs(write_with(f"{tmp_path}/data", BAD), batch_size=1)
+    with pytest.raises(UserError, match=r"only the 1 pairs of a rank's share .* data\.batch_size"):
+        list(data.train_dataloader())
+    data.teardown("fit")
 
 
 def test_nothing_but_broken_rows(pairs, tmp_path):
@@ -82,7 +128,8 @@ def test_the_quarantine_names_them(workdir, command, tmp_path):
     text = Path("runs/tiny/run/quarantine.jsonl").read_text()
     (line,) = [json.loads(line) for line in text.splitlines()]
     assert line["reason"] == SHARD_CANNOT_BE_READ
-    assert line["key"].endswith("train-003.tar")
+    assert line["key"] == line["shard"] == str(folder / "train-003.tar")
+    assert line["row"] == 3
     assert "unexpected end of data" in line["detail"]
     assert line["source"] == "train"
     logged = map(json.loads, Path("runs/tiny/run/metrics.jsonl").read_text().splitlines())

@@ -1,14 +1,16 @@
 """What `datasets` streams, as a data set of the hub would come: the same rows from its shards."""
 
+import io
 import json
 
 import pytest
 
 from clipkit.data.layouts.request import Request
-from clipkit.data.streaming import opening
+from clipkit.data.streaming import Streaming, opening
 from clipkit.data.streaming.opening import stream_of_hub
 from clipkit.data.streaming.reading import SHARD_CANNOT_BE_READ, Cursor
 from clipkit.data.streaming.state import Pass
+from clipkit.data.streaming.stream import Stream
 from clipkit.errors import UserError
 
 from .conftest import captions_of, windows
@@ -86,6 +88,73 @@ def test_a_connection_that_is_lost(streamed, monkeypatch):
     rows = [row for window in windows(stream) for row in window.rows]
     assert [row.fault[0] for row in rows if row.fault] == [SHARD_CANNOT_BE_READ]
     assert len({row.number for row in rows}) > 80
+
+
+def hub_of_addresses(monkeypatch, rows, failures):
+    """A shard of which one row names its picture's address; opening that fails so many times."""
+    import datasets
+    from datasets.utils import file_utils
+
+    def generated():
+        for row in range(rows):
+            address = {"bytes": None if row == 6 else b"%d" % row, "path": f"hf://x/{row}"}
+            yield {"image": address, "caption": f"c{row}"}
+
+    class LostError(Exception):
+        """No OSError, as those of the hub's client are none."""
+
+    def opened(address, mode):
+        tried.append(address)
+        if len(tried) <= failures:
+            raise LostError("network is down")
+        return io.BytesIO(b"late")
+
+    tried = []
+    monkeypatch.setattr(file_utils, "xopen", opened)
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    kinds = datasets.Features({"image": datasets.Image(), "caption": datasets.Value("string")})
+    loaded = datasets.IterableDataset.from_generator(generated, features=kinds)
+    return stream_of_hub(Request(path="somebody/x"), {"train": loaded}), tried
+
+
+@pytest.mark.parametrize("failures", [1, 3, 4])
+def test_a_picture_that_does_not_come_at_once(monkeypatch, failures):
+    """It is asked for again, is that row's fault in the end, and doubles no other."""
+    streamed, tried = hub_of_addresses(monkeypatch, 10, failures)
+    rows = [row for window in windows(_stream(streamed)) for row in window.rows]
+    assert sorted(row.row for row in rows) == list(range(10))
+    assert len(tried) == min(failures + 1, 4)
+    broken = [row for row in rows if row.fault]
+    if failures < 4:
+        assert not broken
+        assert next(row.picture for row in rows if row.row == 6) == b"late"
+    else:
+        assert [(row.shard, row.row) for row in broken] == [("shard 0 of 1", 6)]
+        assert "network is down" in broken[0].fault[1]
+
+
+def test_what_was_handed_out_does_not_come_again(monkeypatch):
+    """Where a shard fails in the middle of what it gives."""
+    from clipkit.data.streaming import reading
+
+    failed = []
+    streamed, _ = hub_of_addresses(monkeypatch, 10, 0)
+    made_of = reading.made_of
+
+    def unsteady(chunk, place, shard, number):
+        if chunk.first + place == 5 and len(failed) < 2:
+            failed.append(place)
+            raise ConnectionError("reset by peer")
+        return made_of(chunk, place, shard, number)
+
+    monkeypatch.setattr(reading, "made_of", unsteady)
+    rows = [row for window in windows(_stream(streamed)) for row in window.rows]
+    assert len(failed) == 2
+    assert sorted(row.row for row in rows) == list(range(10))
+
+
+def _stream(streamed):
+    return Stream(streamed.splits["train"], Streaming(), seed=0)
 
 
 def _fail():

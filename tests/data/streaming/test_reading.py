@@ -1,13 +1,18 @@
 """Every row of a stream once a pass, in an order that (seed, pass, rank) decide."""
 
+import io
 import itertools
+import tarfile
 
 import pytest
 
+from clipkit.data.layouts import open_layout
+from clipkit.data.streaming.opening import open_stream
 from clipkit.data.streaming.reading import SHARD_CANNOT_BE_READ
 from clipkit.data.streaming.state import Pass
+from clipkit.errors import UserError
 
-from .conftest import caption, captions_of, windows
+from .conftest import caption, captions_of, encoded, windows
 
 SIZES = [3, 4, 5, 6, 40]
 
@@ -99,3 +104,16 @@ def test_layouts_agree(write, pairs):
         for layout in ("parquet", "arrow", "tar")
     }  # fmt: skip
     assert found["parquet"] == found["arrow"] == found["tar"]
+
+
+def test_samples_whose_files_stand_apart_are_refused(tmp_path):
+    path = tmp_path / "train.tar"
+    with tarfile.open(path, "w") as archive:
+        for field, content in (("png", encoded(0, 0)), ("txt", b"a picture")):
+            for row in range(70):
+                member = tarfile.TarInfo(f"{row}.{field}")
+                member.size = len(content)
+                archive.addfile(member, io.BytesIO(content))
+    assert len(open_layout(str(path)).splits["train"]) == 70
+    with pytest.raises(UserError, match="in a stream the files of a sample must stand together"):
+        open_stream(str(path))

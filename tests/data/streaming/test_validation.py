@@ -1,8 +1,10 @@
 """What evaluation sees of a stream: the first pairs of a split, or some that are held out."""
 
+import heapq
 import shutil
 from pathlib import Path
 
+from clipkit.data.streaming import heads
 from clipkit.data.streaming.heads import HELD_OUT
 
 from .conftest import windows
@@ -22,6 +24,23 @@ def test_held_out_pictures_are_never_trained(pairs, write):
         found.append([row.key for row in held])
     # Among the first of the first shard, where few are wanted.
     assert all(key.startswith("0-") for key in found[0])
+
+
+def test_what_is_held_out_is_bounded(pairs, write, monkeypatch):
+    """While it is looked for, no more is in memory than there may be in the end."""
+    path = write("tar", [60, 50, 40])
+    push, taken = heapq.heappush, []
+
+    def pushed(heap, entry):
+        push(heap, entry)
+        taken.append(sum(row.size for _, _, row in heap))
+
+    most = 400
+    monkeypatch.setattr(heads, "_MOST_BYTES", most)
+    monkeypatch.setattr(heads.heapq, "heappush", pushed)
+    held = pairs(path, max_validation_pairs=30).load("validation")
+    assert max(taken) <= most + max(len(row.image) for row in held)
+    assert len(held) > 1
 
 
 def test_a_picture_is_on_one_side_only(pairs, write):
