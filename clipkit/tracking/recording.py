@@ -15,6 +15,7 @@ from clipkit.tracking.folder_runs import CONFIG_FILE, read_params
 from clipkit.tracking.journal_file import JournalFile
 from clipkit.tracking.run_record import STATUS_FILE, RunRecord, read_record, write_json
 from clipkit.tracking.runs import NAMING, begins_with
+from clipkit.tracking.shipped import RECORDS, links_out_of
 from clipkit.tracking.tracking_uri import absolute, holds_password
 
 # Of tags that a run has for what it goes on with, where that is not what it began with.
@@ -116,6 +117,8 @@ def go_on(path: Path, config_yaml: str) -> Recording:
     configuration is kept beside the first as config-2.yaml and so on.
     """
     path = path.resolve()
+    if outside := links_out_of(path, RECORDS):
+        raise UserError(f"the run {path} cannot be continued: {outside[0]!r} is a link out of it")
     record = read_record(path)
     if record is None:
         raise UserError(

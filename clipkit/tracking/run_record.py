@@ -57,13 +57,31 @@ def read_record(folder: Path) -> RunRecord | None:
         said = json.loads((folder / RECORD_FILE).read_text(encoding="utf-8"))
     except OSError:
         return None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{folder / RECORD_FILE}: no JSON ({error})") from error
     known = {one.name for one in fields(RunRecord)}
     try:
-        return RunRecord(**{key: value for key, value in said.items() if key in known})
+        record = RunRecord(**{key: value for key, value in said.items() if key in known})
     except (AttributeError, TypeError) as error:
         raise UserError(f"{folder / RECORD_FILE}: does not describe a run ({error})") from error
+    if not _is_well_formed(record):
+        raise UserError(f"{folder / RECORD_FILE}: does not describe a run (a type is wrong)")
+    return record
+
+
+def _is_well_formed(record: RunRecord) -> bool:
+    """Whether a file that anybody may have written has values of the types that are asked for."""
+    texts = (record.id, record.experiment, record.run_name, record.host)
+    places = (record.tracking_uri, record.artifact_location)
+    return (
+        all(isinstance(text, str) for text in texts)
+        and all(isinstance(place, str | None) for place in places)
+        and isinstance(record.began, int | float)
+        and 0 <= record.began < 2**40
+        and isinstance(record.tags, dict)
+        and all(isinstance(value, str) for value in record.tags.values())
+        and type(record.continued) is int
+    )
 
 
 def read_status(folder: Path) -> dict[str, Any]:
@@ -78,5 +96,6 @@ def read_status(folder: Path) -> dict[str, Any]:
 def write_json(path: Path, value: Any) -> None:
     """Write a file that is there whole or as it was before, whatever ends the process."""
     unfinished = path.with_name(f".{path.name}.unfinished")
+    unfinished.unlink(missing_ok=True)  # a link there would be followed
     unfinished.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
     os.replace(unfinished, path)

@@ -26,8 +26,6 @@ examples:
 What MLflow has already is not sent again, so it may be run as often as wanted; also after a run was
 killed, which is then given the status KILLED.
 """
-# What sync reads and writes of a folder besides the files that it sends.
-_TOUCHED = ("*.json", "*.jsonl", "config.yaml", ".*")
 _ATTEMPTS = 3
 _SECONDS_FOR_THE_LAST = 60.0  # another process may be about to end with the run
 
@@ -77,9 +75,9 @@ def _sync(folder: Path, uri: str | None, location: str | None) -> str:
     from clipkit.tracking.locks import holding, is_held
     from clipkit.tracking.run_record import read_record
     from clipkit.tracking.shipment import LOCK_FILE
-    from clipkit.tracking.shipped import links_out_of
+    from clipkit.tracking.shipped import RECORDS, links_out_of
 
-    if outside := links_out_of(folder, _TOUCHED):
+    if outside := links_out_of(folder, RECORDS):
         raise _LeftAloneError(f"left alone; {outside[0]!r} is a link that leads out of it")
     record = read_record(folder)
     if record is None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from clipkit.errors import UserError
 from clipkit.tracking import recording
 from clipkit.tracking.left_running import end_those
 from clipkit.tracking.logger import MLflowLogger
@@ -333,6 +334,33 @@ def test_mistakes(words, part, command, workdir, capsys):
     assert part in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [{"began": "x"}, {"tags": [1]}, {"tags": {"a": 1}}, {"run_name": None}, {"continued": 1.5},
+     {"tracking_uri": 3}, {"began": 1e300}],
+)  # fmt: skip
+def test_a_record_of_wrong_types_is_a_sentence(wrong, command, workdir, uri, capsys):
+    run = recorded()
+    run.end("finished")
+    run.close()
+    file = run.path / "run.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | wrong))
+    assert command("sync", run.path) == 2
+    error = capsys.readouterr().err
+    assert "run.json: does not describe a run" in error
+    assert error.count("\n") == 1
+
+
+def test_a_run_whose_files_lead_elsewhere_is_not_continued(workdir, tmp_path_factory):
+    run = recorded()
+    run.close()
+    elsewhere = tmp_path_factory.mktemp("elsewhere") / "status.json"
+    (run.path / ".status.json.unfinished").symlink_to(elsewhere)
+    with pytest.raises(UserError, match="is a link out of it"):
+        recording.go_on(run.path, "a: 1\n")
+    assert not elsewhere.exists()
+
+
 def test_a_database_that_is_locked_is_one_warning(workdir, uri, database, caplog):
     """Training ends in time, and says what is left."""
     run = recorded()
@@ -442,7 +470,6 @@ def test_a_continued_run_is_one_run_with_the_history_of_an_undisturbed_one(
 
 
 def test_a_run_that_is_being_written_is_not_continued(workdir, pictures):
-    from clipkit.errors import UserError
 
     run = recorded()
     with pytest.raises(UserError, match="is being written by another process"):
