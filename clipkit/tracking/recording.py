@@ -117,7 +117,7 @@ def go_on(path: Path, config_yaml: str) -> Recording:
     configuration is kept beside the first as config-2.yaml and so on.
     """
     path = path.resolve()
-    if outside := links_out_of(path, RECORDS):
+    if outside := links_out_of(path, (*RECORDS, "config-*.yaml")):
         raise UserError(f"the run {path} cannot be continued: {outside[0]!r} is a link out of it")
     record = read_record(path)
     if record is None:

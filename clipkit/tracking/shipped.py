@@ -14,7 +14,7 @@ from clipkit.tracking.tracking_uri import absolute, without_password
 SHIPPED_FILE = "shipped.json"
 WRITTEN_ONCE = ("config*.yaml", "pictures/*")
 EVERYTHING = (*WRITTEN_ONCE, "outcomes/*", "quarantine.jsonl")
-RECORDS = ("*.json", "*.jsonl", "config*.yaml", ".*")
+RECORDS = ("*.json", "*.jsonl", "config.yaml", ".*")
 """What is read and written of a run folder besides the files that are sent."""
 ENDS = {"finished": "FINISHED", "interrupted": "KILLED", "failed": "FAILED"}
 
