@@ -97,7 +97,7 @@ def test_long_histories_are_thinned(recorder, capsys):
         for step in range(5000)
     ]
     with (folder / "metrics.jsonl").open("a") as file:
-        file.write("\n".join(lines))
+        file.writelines(f"{line}\n" for line in lines)
     assert run([str(folder), "--html", "report.html"]) == 0
     data = data_of((recorder.folder / "report.html").read_text())
     (curve,) = (curve for curve in data["curves"] if curve["metric"] == "train/loss")
