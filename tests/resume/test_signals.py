@@ -27,7 +27,7 @@ def ask_to_stop(process, folder, signum, to=os.kill):
     ("signum", "words", "to"),
     [
         (signal.SIGINT, [], os.kill),
-        (signal.SIGTERM, RANKS, os.kill),
+        pytest.param(signal.SIGTERM, RANKS, os.kill, marks=pytest.mark.slow),
         pytest.param(signal.SIGINT, RANKS, os.killpg, marks=pytest.mark.slow),
         pytest.param(signal.SIGTERM, ["--data.num_workers=2"], os.kill, marks=pytest.mark.slow),
     ],
