@@ -243,7 +243,7 @@ class ClipkitCLI(LightningCLI):
         if self.restored is None:
             return nullcontext()
         path = str(self._section()["ckpt_path"])
-        return checkpoints.allocation_bound(self.restored, path)
+        return checkpoints.rebuilding(self.restored, path)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         section = self._section()
@@ -431,7 +431,7 @@ def load_model(path: str, *, trust: Sequence[str] = ()) -> CLIPModule:
     with _one_line_errors():
         config = parser.parse_object({"model": restored.configuration["model"]})
         _take_carried(config, restored)
-        with checkpoints.allocation_bound(restored, path):
+        with checkpoints.rebuilding(restored, path):
             module: CLIPModule = parser.instantiate_classes(config).model
     module.configuration = restored.configuration
     checkpoints.load_weights(module, restored.state_dict, path)

@@ -130,7 +130,7 @@ def trained(loaded: dict[str, Any]) -> tuple[int, int]:
 
 
 @contextmanager
-def allocation_bound(restored: Restored, path: str | Path) -> Iterator[None]:
+def rebuilding(restored: Restored, path: str | Path) -> Iterator[None]:
     """Rebuild a model within: its configuration may name any size and number, its weights tell.
 
     Raises:
