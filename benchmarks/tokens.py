@@ -7,8 +7,8 @@ words are new to it. Warm is the mean of ten passes more (one from a file is too
 open_clip keeps the merges of each word in a dictionary, the library under clipkit in a cache of its
 own. `clipkit` pads to the longest caption, as in training, `clipkit, padded` to 77 as open_clip
 does. `clipkit, cached` takes the ids from the file of `data.cache_tokens`, opened anew each round,
-by the captions' numbers; making it is opening and checking that file, and its first pass reads the
-file's pages for the first time. How long the file takes to be built is told apart.
+by what samples name captions by; making it is opening and checking that file, and its first pass
+reads the file's pages for the first time. How long the file takes to be built is told apart.
 """
 
 from __future__ import annotations
@@ -74,12 +74,11 @@ def from_file(data: Path, folder: Path) -> Encoder:
     tokenizer = clip_tokenizer()
     kept = cached_tokens(_rows(data), tokenizer, folder, split="test")
     columns = zip(*(kept.captions(row) for row in range(len(_rows(data)))), strict=True)
-    numbers = [number for column in columns for number in column]
+    named = [CachedCaption(kept, number) for column in columns for number in column]
 
     def encode(captions: Sequence[str]) -> Tensor:
-        chosen = numbers * (len(captions) // len(numbers))
-        read = [CachedCaption(kept, number) for number in chosen]
-        return read_captions(read, tokenizer.contract).tokens
+        chosen = named * (len(captions) // len(named))
+        return read_captions(chosen, tokenizer.contract).tokens
 
     return encode
 

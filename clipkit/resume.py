@@ -107,6 +107,11 @@ def _set(progress: dict[str, Any], *, done: int, begun: int) -> None:
 def seed_step(seed: int, at: Position, rank: int) -> None:
     """Make all randomness of a step (dropout, masks) a function of seed, position and rank."""
     drawn = np.random.SeedSequence((seed, at.epoch, at.batches, rank)).generate_state(4)
-    torch.manual_seed(int(drawn[0]) << 32 | int(drawn[1]))
+    number = int(drawn[0]) << 32 | int(drawn[1])
+    if torch.accelerator.is_available():
+        torch.manual_seed(number)
+    else:
+        # The same, but that torch takes down its caller's stack for a GPU that is not there.
+        torch.default_generator.manual_seed(number)
     random.seed(int(drawn[2]))
     np.random.seed(int(drawn[3]))

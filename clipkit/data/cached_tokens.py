@@ -82,15 +82,17 @@ class CachedCaption(NamedTuple):
 
 def read_captions(captions: Sequence[CachedCaption], contract: TextContract) -> EncodedCaptions:
     """Return what `encode_captions` gives for the same captions; a file is gone through once."""
+    files, numbers = zip(*captions, strict=True)
+    if files.count(files[0]) == len(files):
+        only: CachedTokens = files[0]
+        return only.encode(numbers, contract)
     places: dict[int, list[int]] = {}
-    for place, caption in enumerate(captions):
-        places.setdefault(id(caption.file), []).append(place)
+    for place, file in enumerate(files):
+        places.setdefault(id(file), []).append(place)
     found = [
-        captions[group[0]].file.encode([captions[place].number for place in group], contract)
+        captions[group[0]].file.encode([numbers[place] for place in group], contract)
         for group in places.values()
     ]
-    if len(found) == 1:
-        return found[0]
     longest = max(part.tokens.shape[1] for part in found)
     found = [
         part._replace(
