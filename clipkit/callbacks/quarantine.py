@@ -107,7 +107,7 @@ class Quarantine(Callback):
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._settle(trainer)
-        self._refuse(VALIDATION, trainer)
+        self._refuse(VALIDATION, trainer, slack=True)
 
     def describe(self) -> str | None:
         """Return the line that says at the end what was replaced."""
@@ -152,7 +152,7 @@ class Quarantine(Callback):
         share = getattr(trainer.datamodule, "max_broken_ratio", 1.0)  # type: ignore[attr-defined]
         replaced, pairs = self._replaced[split], self._pairs[split]
         allowed = share * pairs
-        if slack and share > 0:  # a few broken ones among the first say little of the whole
+        if slack and share > 0:  # a few broken ones among few pairs say little
             allowed += _SURE * math.sqrt(allowed) + _FEW
         if replaced.total() > allowed:
             where = "" if self._file is None else f"; {os.path.relpath(self._file)} names them"
