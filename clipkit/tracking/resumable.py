@@ -39,11 +39,13 @@ def last_of(experiment: str, run_name: str, *, root: Path = Path("runs")) -> Res
         found = _newest_whole(run)
         if found is not None:
             return found
-    others = [str(path) for path in runs] or [str(path) for path in sorted(root.glob("*/*"))]
+    damaged = [path for run in wanted for path in _checkpoints(run)]
+    why = f" ({damaged[0]} is damaged: {damage(damaged[0])})" if damaged else ""
+    others = [run for run in runs or sorted(root.glob("*/*")) if run not in wanted]
     there = f"; with checkpoints there are: {named(others, 10)}" if others else ""
     raise UserError(
-        f"--ckpt_path last: no run {folder / run_name} has a checkpoint that can be read{there}; "
-        "leave --ckpt_path out to start, or give a checkpoint's path"
+        f"--ckpt_path last: no run {folder / run_name} has a checkpoint that can be read{why}"
+        f"{there}; leave --ckpt_path out to start, or give a checkpoint's path"
     )
 
 

@@ -184,7 +184,10 @@ def test_nothing_whole_is_an_error_that_lists_the_runs(stopped, recipe, command,
     for path in (stopped / "checkpoints").iterdir():
         path.write_bytes(path.read_bytes()[:100])
     assert command(*recipe, "--run_name=run", "--ckpt_path=last") == 2
-    assert "no run runs/again/run has a checkpoint" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "no run runs/again/run has a checkpoint that can be read (runs/again/run/" in error
+    assert ".ckpt is damaged: it is cut short" in error
+    assert "with checkpoints there are" not in error
     assert command("fit", "--ckpt_path=last") == 2
     assert "of which run?" in capsys.readouterr().err
 
