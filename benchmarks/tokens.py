@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.interleaved import add_data, parser, ratio, record, seconds_of, shown, spread, table
-from clipkit.data.cached_tokens import CachedCaption, cached_tokens, read_captions
+from clipkit.data.cached_tokens import CachedCaption, cached_tokens, read_cached
 from clipkit.data.layouts import open_layout
 from clipkit.data.rows import Rows
 from clipkit.tokenizer import Tokenizer
@@ -78,7 +78,7 @@ def from_file(data: Path, folder: Path) -> Encoder:
 
     def encode(captions: Sequence[str]) -> Tensor:
         chosen = named * (len(captions) // len(named))
-        return read_captions(chosen, tokenizer.contract).tokens
+        return read_cached(chosen, tokenizer.contract).tokens
 
     return encode
 

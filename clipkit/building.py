@@ -281,9 +281,8 @@ class ClipkitCLI(LightningCLI):
         callbacks = callbacks_of(trainer)
         at = len(callbacks) - len(trainer.checkpoint_callbacks)
         callbacks[at:at] = added
-        callbacks.insert(
-            0, Interruption()
-        )  # before the evaluations that come before the first step
+        # Before the evaluations ahead of the first step, which a signal may cut short.
+        callbacks.insert(0, Interruption())
         callbacks.append(Console(plain=not interactive))
         trainer.loggers = [*trainer.loggers, Journal()]
         return trainer

@@ -80,7 +80,7 @@ class CachedCaption(NamedTuple):
     number: int
 
 
-def read_captions(captions: Sequence[CachedCaption], contract: TextContract) -> EncodedCaptions:
+def read_cached(captions: Sequence[CachedCaption], contract: TextContract) -> EncodedCaptions:
     """Return what `encode_captions` gives for the same captions; a file is gone through once."""
     files, numbers = zip(*captions, strict=True)
     if files.count(files[0]) == len(files):

@@ -20,7 +20,7 @@ from clipkit.data.broken import (
     nothing_usable,
     stand_ins,
 )
-from clipkit.data.cached_tokens import CachedCaption, CachedTokens, read_captions
+from clipkit.data.cached_tokens import CachedCaption, CachedTokens, read_cached
 from clipkit.data.caption_choice import CaptionChoice
 from clipkit.data.captions import encode_captions
 from clipkit.data.identity import image_id
@@ -161,33 +161,31 @@ class PairDataset(Dataset[Sample]):
     def _caption(
         self, row: int, which: int | None, rng: np.random.Generator
     ) -> str | CachedCaption:
-        counts = self.rows.caption_counts(row)
-        if self.tokens is None:
-            texts = self.rows.captions(row)
-            if not texts:
-                raise BrokenRowError(NO_CAPTION)
-            if which is not None:
-                return texts[which]
-            return self.captions.of(texts, counts, length=len, rng=rng)
-        numbers = self.tokens.captions(row)
-        if not numbers:
+        captions = _captions_of(row, self.rows, self.tokens)
+        if not captions:
             raise BrokenRowError(NO_CAPTION)
         if which is not None:
-            return CachedCaption(self.tokens, numbers[which])
-        length = self.tokens.characters
-        number = self.captions.of(numbers, counts, length=length, rng=rng)
-        return CachedCaption(self.tokens, number)
+            return _named(captions[which], self.tokens)
+        counts = self.rows.caption_counts(row)
+        length = len if self.tokens is None else self.tokens.characters
+        return _named(self.captions.of(captions, counts, length=length, rng=rng), self.tokens)
 
     def _negative(self, row: int, rng: np.random.Generator) -> str | CachedCaption | None:
         if self.negatives is None:
             return None
-        if self.negative_tokens is None:
-            texts = self.negatives.captions(row)
-            return texts[int(rng.integers(len(texts)))] if texts else None
-        numbers = self.negative_tokens.captions(row)
-        if not numbers:
+        captions = _captions_of(row, self.negatives, self.negative_tokens)
+        if not captions:
             return None
-        return CachedCaption(self.negative_tokens, numbers[int(rng.integers(len(numbers)))])
+        return _named(captions[int(rng.integers(len(captions)))], self.negative_tokens)
+
+
+def _captions_of(row: int, rows: Rows, tokens: CachedTokens | None) -> Sequence[Any]:
+    """The captions of a row; where a file has their tokens, their numbers in it."""
+    return rows.captions(row) if tokens is None else tokens.captions(row)
+
+
+def _named(caption: Any, tokens: CachedTokens | None) -> str | CachedCaption:
+    return caption if tokens is None else CachedCaption(tokens, caption)
 
 
 class JoinedPairs(Dataset[Sample]):
@@ -228,7 +226,7 @@ class PairCollate:
         if isinstance(captions[0], str):
             encoded = encode_captions(self.tokenizer, captions)
         else:
-            encoded = read_captions(captions, self.tokenizer.contract)
+            encoded = read_cached(captions, self.tokenizer.contract)
         lengths = encoded.lengths
         batch = PairBatch(
             images=torch.stack([sample.image for sample in samples]),

@@ -35,12 +35,13 @@ def last_of(experiment: str, run_name: str, *, root: Path = Path("runs")) -> Res
     folder = root / experiment
     runs = _runs_of(folder)
     wanted = [run for run in runs if _was_named(run, run_name)]
+    passed_over: list[str] = []
     for run in sorted(wanted, key=_last_written, reverse=True):
-        found = _newest_whole(run)
-        if found is not None:
-            return found
-    damaged = [path for run in wanted for path in _checkpoints(run)]
-    why = f" ({damaged[0]} is damaged: {damage(damaged[0])})" if damaged else ""
+        checkpoint, damaged = _newest_whole(run)
+        if checkpoint is not None:
+            return Resumable(checkpoint, run, damaged)
+        passed_over += damaged
+    why = f" ({passed_over[0]})" if passed_over else ""
     others = [run for run in runs or sorted(root.glob("*/*")) if run not in wanted]
     there = f"; with checkpoints there are: {named(others, 10)}" if others else ""
     raise UserError(
@@ -56,18 +57,19 @@ def run_of(checkpoint: Path) -> Path | None:
         return None
     if read_status(run).get("status") == "finished":
         return None
-    newest = _newest_whole(run)
-    return run if newest is not None and checkpoint.samefile(newest.checkpoint) else None
+    newest, _ = _newest_whole(run)
+    return run if newest is not None and checkpoint.samefile(newest) else None
 
 
-def _newest_whole(run: Path) -> Resumable | None:
+def _newest_whole(run: Path) -> tuple[Path | None, list[str]]:
+    """Return the newest whole checkpoint of a run, and what is wrong with those that are newer."""
     damaged: list[str] = []
     for checkpoint in _checkpoints(run):
         found = damage(checkpoint)
         if found is None:
-            return Resumable(checkpoint, run, damaged)
-        damaged.append(f"{checkpoint} is damaged ({found})")
-    return None
+            return checkpoint, damaged
+        damaged.append(f"{checkpoint} is damaged: {found}")
+    return None, damaged
 
 
 def _was_named(run: Path, name: str) -> bool:

@@ -107,7 +107,7 @@ def _refuse_places_of_others(record: RunRecord, uri: str | None, location: str |
     from clipkit.tracking.tracking_uri import is_default
 
     places = []
-    if uri is None and record.tracking_uri is not None and not is_default(str(record.tracking_uri)):
+    if uri is None and record.tracking_uri is not None and not is_default(record.tracking_uri):
         places.append(f"--tracking_uri {_to_type(record.tracking_uri)}")
     if location is None and record.artifact_location is not None:
         places.append(f"--artifact_location {_to_type(record.artifact_location)}")
@@ -118,10 +118,10 @@ def _refuse_places_of_others(record: RunRecord, uri: str | None, location: str |
         )
 
 
-def _to_type(place: object) -> str:
-    """Return a value of unknown origin as it would be typed, on one line."""
-    text = str(place)[:500]
-    return shlex.quote(text) if text.isprintable() else ascii(text)
+def _to_type(place: str) -> str:
+    """Return a text of unknown origin as it would be typed, on one line."""
+    place = place[:500]
+    return shlex.quote(place) if place.isprintable() else ascii(place)
 
 
 def _send(folder: Path, given: str | None, record: RunRecord) -> str:

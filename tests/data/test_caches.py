@@ -14,7 +14,7 @@ from PIL import Image
 
 from clipkit.data import Augmentation, HuggingFacePairs, ShapesPairs
 from clipkit.data.array_file import ArrayFile, open_or_build
-from clipkit.data.cached_tokens import CachedCaption, CachedTokens, cached_tokens, read_captions
+from clipkit.data.cached_tokens import CachedCaption, CachedTokens, cached_tokens, read_cached
 from clipkit.data.captions import encode_captions
 from clipkit.data.layouts import open_layout
 from clipkit.data.prepared_pictures import Shrunk
@@ -123,7 +123,7 @@ def test_any_selection_of_captions(photos, cache, padded):
     texts = [text for captions in rows.all_captions() for text in captions]
     for chosen in ([0], [3, 3, 1], list(range(len(texts))), [len(texts) - 1]):
         expected = encode_captions(tokenizer, [texts[number] for number in chosen])
-        found = read_captions([CachedCaption(cached, n) for n in chosen], tokenizer.contract)
+        found = read_cached([CachedCaption(cached, n) for n in chosen], tokenizer.contract)
         for name, value in expected._asdict().items():
             assert torch.equal(getattr(found, name), value), name
             assert getattr(found, name).dtype == value.dtype
@@ -142,7 +142,7 @@ def test_captions_of_several_files(photos, cache, padded):
     texts = [[text for captions in part.all_captions() for text in captions] for part in parts]
     chosen = [(1, 4), (0, 1), (1, 0), (0, 0), (0, 2), (1, 2)]
     expected = encode_captions(tokenizer, [texts[part][number] for part, number in chosen])
-    found = read_captions(
+    found = read_cached(
         [CachedCaption(files[part], number) for part, number in chosen], tokenizer.contract
     )
     for name, value in expected._asdict().items():

@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
-from clipkit.data.layouts.columns import (
-    choose_captions,
-    holds_classes,
-    named_columns,
-    read_captions,
-    read_weighed_captions,
-    without_caption,
-)
+from clipkit.data.layouts.columns import holds_classes, without_caption
 from clipkit.data.layouts.fields import locate
 from clipkit.data.layouts.request import Request
+from clipkit.data.layouts.texts import TextColumns, choose_texts, read_texts
 from clipkit.data.rows import Source, StoredRows
 from clipkit.errors import named
 
@@ -56,10 +49,8 @@ def assemble(
         UserError: no or a wrong caption column, an empty split, too many incomplete rows.
     """
     model = parts.get("train") or next(iter(parts.values()))
-    groups = choose_captions(request, model.source)
-    chosen = [column for group in groups for column in group]
-    wanted = request.negative_column
-    negative_columns = wanted and named_columns(request, model.source, "negative_column", wanted)
+    columns = choose_texts(request, model.source)
+    chosen = columns.captions
     templated = any(holds_classes(model.source, column) for column in chosen)
     splits: dict[str, StoredRows] = {}
     notes: list[str] = []
@@ -69,25 +60,20 @@ def assemble(
                 f"split {split!r} has no column {missing[0]!r}, which captions are read from; its"
                 f" columns are: {', '.join(source.columns) or 'none'}"
             )
-        counts = None
-        with source.together([*chosen, *(negative_columns or ())]):
-            if isinstance(request.caption_column, dict):
-                captions, counts = read_weighed_captions(request, source, groups)
-            else:
-                captions = read_captions(request, source, chosen)
-            negatives = _negatives(request, source, negative_columns)
-        if len(captions) != len(source):
+        texts = read_texts(request, source, _of_split(source, columns))
+        if len(texts.captions) != len(source):
             raise request.error(
-                f"split {split!r} is damaged: {len(source):,} pictures, {len(captions):,} captions"
+                f"split {split!r} is damaged: {len(source):,} pictures, {len(texts.captions):,} "
+                "captions"
             )
         faults = {"without a picture": source.without_image()}
         # An evaluation needs no captions of classes, which numbers without names cannot make.
         if chosen and (request.captions_required or not templated):
-            faults["without a caption"] = without_caption(captions)
+            faults["without a caption"] = without_caption(texts.captions)
         whole, left_out = leave_out(request, split, source, faults, hint=hint)
         if len(whole) == 0:
             raise request.error(f"split {split!r} is empty")
-        rows = StoredRows(source, captions=captions, keys=keys, counts=counts, negatives=negatives)
+        rows = StoredRows(source, keys=keys, **texts._asdict())
         splits[split] = rows if len(whole) == len(source) else rows.select(whole)
         notes += left_out
     return Found(
@@ -100,11 +86,10 @@ def assemble(
     )
 
 
-def _negatives(request: Request, source: Source, columns: Sequence[str] | None) -> pa.Array | None:
-    """What is no caption of a row's picture (N); a split other than the first may have none."""
-    if columns is None or any(locate(source, column) is None for column in columns):
-        return None
-    return read_captions(request, source, columns)
+def _of_split(source: Source, columns: TextColumns) -> TextColumns:
+    """The columns of a split; one other than the first may have no negatives."""
+    there = all(locate(source, column) is not None for column in columns.negatives or ())
+    return columns if there else columns._replace(negatives=None)
 
 
 def leave_out(

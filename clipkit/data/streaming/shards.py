@@ -18,21 +18,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from clipkit.data.broken import WRONG_TYPE, BrokenRowError
-from clipkit.data.layouts.columns import (
-    KEY_COLUMNS,
-    choose_captions,
-    find,
-    named_columns,
-    read_captions,
-    read_weighed_captions,
-    readable,
-)
+from clipkit.data.layouts.columns import KEY_COLUMNS, find, readable
 from clipkit.data.layouts.fields import arrow_of, locate
 from clipkit.data.layouts.request import PictureFolder, Request
 from clipkit.data.layouts.shards import TarSource
 from clipkit.data.layouts.tables import class_names, open_arrow
 from clipkit.data.layouts.tar_index import Samples
 from clipkit.data.layouts.tar_members import members
+from clipkit.data.layouts.texts import TextColumns, choose_texts, read_texts
 from clipkit.data.picture_files import ImageDecodeError
 from clipkit.data.rows import Picture, Source, StoredRows, file_size
 
@@ -92,10 +85,8 @@ class Reading:
 
     def __init__(self, request: Request, model: Source) -> None:
         self._request = request
-        self._groups = choose_captions(request, model)
-        self.captions = [column for group in self._groups for column in group]
-        wanted = request.negative_column
-        self._negatives = wanted and named_columns(request, model, "negative_column", wanted)
+        self._texts = choose_texts(request, model)
+        self.captions = self._texts.captions
         self.columns = list(model.columns)
         self.rows(model)  # so that a column that holds no text is refused here
 
@@ -110,18 +101,13 @@ class Reading:
             UserError: the columns hold no captions.
         """
         keys = _keys(source) if names is None else names
-        groups = [_present(source, group) for group in self._groups]
-        chosen = [column for group in groups for column in group]
-        wrong = _present(source, self._negatives or ())
-        counts = negatives = None
-        with source.together([*chosen, *wrong]):
-            if isinstance(self._request.caption_column, dict):
-                captions, counts = read_weighed_captions(self._request, source, groups)
-            else:
-                captions = read_captions(self._request, source, chosen)
-            if self._negatives:
-                negatives = read_captions(self._request, source, wrong)
-        return StoredRows(source, captions=captions, keys=keys, counts=counts, negatives=negatives)
+        groups, negatives = self._texts
+        present = TextColumns(
+            [_present(source, group) for group in groups],
+            None if negatives is None else _present(source, negatives),
+        )
+        texts = read_texts(self._request, source, present)
+        return StoredRows(source, keys=keys, **texts._asdict())
 
 
 def _present(source: Source, columns: Sequence[str]) -> list[str]:
